@@ -1,0 +1,69 @@
+package module
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"runbook/engine/transport"
+)
+
+// Host is a module's view of the host that a task is for: commands run as the task's user with its environment.
+type Host struct {
+	Name    string
+	Conn    transport.Conn
+	User    string            // the task's become user, "" for the login user
+	Env     map[string]string // the task's environment
+	Timeout time.Duration     // the task's limit for one command, 0 for none
+
+	// FactsFunc gathers the host's facts, once per run. Set by the engine.
+	FactsFunc func(ctx context.Context) (Facts, error)
+	// PeerFunc gives another host of the inventory with the same privilege. Set by the engine.
+	PeerFunc func(ctx context.Context, name string) (*Host, error)
+	// ProgressFunc shows how a long step is getting on. Set by the engine; nil shows nothing.
+	ProgressFunc func(text string)
+	// SentFunc is called once, when the first command has its place in the host's queue. Set by the engine.
+	SentFunc func()
+}
+
+// Run runs c as the task's user, in the task's environment.
+func (h *Host) Run(ctx context.Context, c transport.Cmd) (transport.Output, error) {
+	if c.User == "" {
+		c.User = h.User
+	}
+	if c.Timeout == 0 {
+		c.Timeout = h.Timeout
+	}
+	if len(h.Env) > 0 {
+		env := make(map[string]string, len(h.Env)+len(c.Env))
+		for k, v := range h.Env {
+			env[k] = v
+		}
+		for k, v := range c.Env {
+			env[k] = v
+		}
+		c.Env = env
+	}
+	if c.Sent == nil {
+		c.Sent = h.SentFunc
+	}
+	return h.Conn.Run(ctx, c)
+}
+
+// Dial connects from the host to addr ("tcp" or "unix") as the task's user.
+func (h *Host) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	return h.Conn.Dial(ctx, h.User, network, addr)
+}
+
+// Facts returns what is known of the host, gathered on first use.
+func (h *Host) Facts(ctx context.Context) (Facts, error) { return h.FactsFunc(ctx) }
+
+// Peer returns another host by its inventory name, with the same privilege. Connecting and locks are the engine's business.
+func (h *Host) Peer(ctx context.Context, name string) (*Host, error) { return h.PeerFunc(ctx, name) }
+
+// Progress shows text beside the host while the task runs.
+func (h *Host) Progress(text string) {
+	if h.ProgressFunc != nil {
+		h.ProgressFunc(text)
+	}
+}

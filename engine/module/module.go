@@ -1,0 +1,63 @@
+// Package module says what a module is: a struct whose exported fields are its arguments, with a Check that only reads
+// and an Apply that carries out what Check found.
+//
+// A module never learns whether it runs in check mode. It gets a Host, on which it runs commands as the task's user, and
+// returns a Plan; only the engine decides whether Apply follows. After Apply the engine calls Check on a fresh copy of
+// the module again: a Change that is left is the error "did not converge".
+//
+// A field is an argument when it has a yaml tag. Its comment is its help, its value in the constructor its default.
+// Further tags: required:"true", choices:"a,b,c", secret:"true" (implied by the type secret.Secret), short:"true" (the field that
+// a scalar or list given instead of a mapping is for). Decode lists the types that fields may have.
+package module
+
+import (
+	"context"
+)
+
+// Module is one kind of task.
+type Module interface {
+	// Check finds what Apply would have to do. It reads only; what it reads in one round trip is one round trip.
+	Check(ctx context.Context, host *Host) (Plan, error)
+	// Apply carries out what Check found and returns what register binds.
+	Apply(ctx context.Context, host *Host, plan Plan) (Values, error)
+}
+
+// Factory makes a module with its defaults.
+type Factory func() Module
+
+// Validator is a module that can refuse its arguments before any host is touched. Arguments that depend on a
+// host's variables are validated when they are known, still before Check.
+type Validator interface {
+	// Validate returns an *ArgError, or several joined, where arguments contradict each other or cannot be meant.
+	Validate() error
+}
+
+// Returner is a module that documents what it returns beyond the common fields.
+type Returner interface {
+	Returns() []Return
+}
+
+// Return is one field of a module's result.
+type Return struct {
+	Name string
+	Type string // string, int, float, bool, list, map or any
+	Help string
+}
+
+// Values is what a module returns: data only (strings, numbers, booleans, lists and maps of them, secret.Secret).
+type Values map[string]any
+
+// Plan is what Check found.
+type Plan struct {
+	Changes []Change // empty: the host is as declared
+	Unknown string   // why Check cannot tell, "" if it can. With Changes also set, these are certain and more may follow
+	Values  Values   // what register binds when nothing is applied
+	// State carries what Check read over to Apply of the same module; the engine does not look at it.
+	State any
+	// Pending says that Values are placeholders until Apply has run: in check mode they are unknown to later tasks.
+	Pending bool
+}
+
+// Change is one difference between the host and what was declared. Before and After are whole texts when a diff
+// makes sense (file contents, rule lists), else short values; secrets are masked by value wherever they are shown.
+type Change struct{ What, Before, After string }

@@ -1,0 +1,2 @@
+// Package transport runs commands on hosts, over SSH or locally.
+package transport
