@@ -54,6 +54,8 @@ type Plan struct {
 	Values  Values   // what register binds when nothing is applied
 	// State carries what Check read over to Apply of the same module; the engine does not look at it.
 	State any
+	// Act says that the change is an act, such as a restart, rather than a state: no second Check follows its Apply.
+	Act bool
 	// Pending says that Values are placeholders until Apply has run: in check mode they are unknown to later tasks.
 	Pending bool
 }
