@@ -35,6 +35,9 @@ type Value struct {
 	Str   string // of a String its value, of another scalar its text as written
 	List  []*Value
 	Map   []Entry // in the order written; keys are unique
+
+	src   *source // nil unless it came from a file
+	block bool    // written as a block scalar, | or >
 }
 
 // Entry is one key of a mapping.
@@ -52,6 +55,8 @@ type Book struct {
 	Params      []*Param
 	Vars        []Entry // defaults, overridden by the inventory
 	Plays       []*Play
+
+	sources map[string]*source
 }
 
 // Param is a declared input of a book.
