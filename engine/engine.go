@@ -1,0 +1,99 @@
+// Package engine brings hosts to the state that runbooks declare.
+//
+// A run has two halves. Compile reads every book, compiles every expression against the names that are declared, binds
+// the parameters of every host and evaluates all arguments that depend on nothing a host has yet to say: whatever
+// is wrong is found here, all at once, before the first connection. The loop then walks plays, tasks, blocks and handlers
+// over the hosts, in parallel within a task, and hands every verdict to one Reporter.
+//
+// A task on a host is always the same few steps (perform in task.go): evaluate, Check, and, only if this is not check
+// mode, Apply and a verifying Check. No module knows which mode it runs in.
+package engine
+
+import (
+	"context"
+	"io/fs"
+	"time"
+
+	"runbook/engine/module"
+	"runbook/engine/report"
+	"runbook/engine/secret"
+	"runbook/engine/spec"
+	"runbook/engine/transport"
+	"runbook/inventory"
+)
+
+// DefaultForks is how many hosts a task runs on at once unless told otherwise.
+const DefaultForks = 20
+
+// Source is one runbook to run: a file and the file system that its templates are read from.
+type Source struct {
+	FS   fs.FS
+	Path string // within FS
+}
+
+// Setting is one variable given on the command line.
+type Setting struct {
+	Name   string
+	Value  *spec.Value
+	Origin string // where it was given, such as "-e" or a file's path
+	// Visible says that the value stood in the argument list, where other users can read it: secrets refuse it.
+	Visible bool
+}
+
+// Job is everything that a run needs.
+type Job struct {
+	Books     []Source // run in order
+	Inventory *inventory.Inventory
+	Limit     string // inventory pattern; "" is no limit
+	Settings  []Setting
+	Modules   map[string]module.Factory
+	Check     bool // change nothing, predict
+	Forks     int  // hosts at once; 0 is DefaultForks
+	Tags      []string
+	SkipTags  []string
+	// Dial connects to a host. It is called at most once for each host and run, when a task first needs it.
+	Dial     func(ctx context.Context, host *inventory.Host) (transport.Conn, error)
+	Reporter report.Reporter
+	Masker   *secret.Masker // told of every secret; masks all events
+}
+
+// Summary is how a run ended.
+type Summary struct {
+	Totals      []report.Total // per host, in the order of the inventory
+	Interrupted bool           // the context ended before the run
+	Stopped     bool           // a play could not go on
+	Elapsed     time.Duration
+}
+
+// Failed reports whether a task failed, a host was unreachable or a play was stopped.
+func (s Summary) Failed() bool {
+	for _, t := range s.Totals {
+		if t.Failed > 0 || t.Unreachable > 0 {
+			return true
+		}
+	}
+	return s.Stopped
+}
+
+// Drift reports whether check mode found something that a run would, or might, change.
+func (s Summary) Drift() bool {
+	for _, t := range s.Totals {
+		if t.Changed > 0 || t.Unknown > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// Run carries out job. The error is spec.Errors when the input is bad; nothing was touched then. Failures of
+// tasks and hosts are no error: they are in the Summary and were reported.
+func Run(ctx context.Context, job Job) (Summary, error) {
+	if job.Masker == nil {
+		job.Masker = &secret.Masker{}
+	}
+	program, errs := compile(&job)
+	if len(errs) > 0 {
+		return Summary{}, errs
+	}
+	return newRun(&job, program).run(ctx), nil
+}

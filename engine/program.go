@@ -1,0 +1,97 @@
+package engine
+
+import (
+	"runbook/engine/module"
+	"runbook/engine/spec"
+	"runbook/engine/vars"
+	"runbook/inventory"
+)
+
+// program is a job whose books are compiled and whose hosts have their variables.
+type program struct {
+	books []*book
+}
+
+// book is a compiled runbook.
+type book struct {
+	spec   *spec.Book
+	plays  []*play
+	stacks map[string]*vars.Stack // variables by host; registered results are added to them as the book runs
+}
+
+// play is a compiled play with the hosts that it is for.
+type play struct {
+	spec     *spec.Play
+	title    string
+	hosts    []*inventory.Host
+	vars     map[string]vars.Tree
+	tasks    []*task
+	handlers []*task
+	free     bool
+	needs    []vars.Tree // host names that tasks of this play reach for: other hosts must not have been lost
+}
+
+// cond is one condition with its place.
+type cond struct {
+	expr *vars.Expr
+	pos  spec.Pos
+}
+
+// arg is one argument of a module.
+type arg struct {
+	name  string
+	pos   spec.Pos
+	value *spec.Value
+	tree  vars.Tree // of an ordinary argument or a template
+	conds []cond    // of conditions
+	list  bool      // conds are a list
+	fixed any       // of a file read at load
+}
+
+// envVar is one variable of the environment of a task's commands.
+type envVar struct {
+	name string
+	pos  spec.Pos
+	tree vars.Tree
+}
+
+// task is a compiled task or block. What a block says of its tasks is already merged into them.
+type task struct {
+	spec *spec.Task
+	id   string
+	name vars.Tree // nil: no name was given
+
+	factory module.Factory // nil: a block or a meta action
+	fields  map[string]module.Field
+	args    []arg
+
+	when, changedWhen, failedWhen, until []cond
+	loop                                 vars.Tree
+	loopLabel                            vars.Tree
+	vars                                 []map[string]vars.Tree // of blocks, outermost first, then the task's own
+	env                                  []envVar
+	become, becomeUser                   vars.Tree
+	delegateTo                           vars.Tree
+	ignoreErrors                         vars.Tree
+	retries, delay, timeout              vars.Tree
+	runOnce                              bool
+	notify                               []vars.Tree
+	listen                               []string
+	tags                                 map[string]bool
+	rescued                              bool // inside a block that has a rescue
+
+	block, rescue, always []*task
+}
+
+func (t *task) isBlock() bool { return len(t.block) > 0 }
+
+// label is how the task is called when its name cannot be evaluated.
+func (t *task) label() string {
+	switch {
+	case t.spec.Name != "":
+		return t.spec.Name
+	case t.spec.Meta != "":
+		return t.spec.Meta
+	}
+	return t.spec.Module
+}

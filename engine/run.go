@@ -1,0 +1,504 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"runbook/engine/module"
+	"runbook/engine/report"
+	"runbook/engine/spec"
+	"runbook/engine/transport"
+	"runbook/engine/vars"
+	"runbook/inventory"
+)
+
+// run is one execution of a program.
+type run struct {
+	job     *Job
+	program *program
+	hosts   map[string]*hostRun // every host of the inventory
+	forks   chan struct{}       // holds a token for each host that is at work
+	started time.Time
+
+	mu      sync.Mutex // guards the reporter
+	stopped bool
+}
+
+// failure is why a host can not go on.
+type failure struct {
+	task        string
+	msg         string
+	unreachable bool
+}
+
+func (f *failure) String() string {
+	if f.unreachable {
+		return fmt.Sprintf("was lost at %q: %s", f.task, firstLine(f.msg))
+	}
+	return fmt.Sprintf("failed at %q: %s", f.task, firstLine(f.msg))
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
+// hostRun is one host during a run. The fields below mu are guarded by it; the others belong to whoever runs the
+// host's current task.
+type hostRun struct {
+	host  *inventory.Host
+	total report.Total
+	used  bool // a play was for it
+
+	dial  sync.Once
+	conn  transport.Conn
+	lost  error // of dial
+	facts struct {
+		sync.Mutex
+		known *module.Facts
+	}
+
+	mu       sync.Mutex
+	failed   *failure // set: it takes no further part, unless a rescue clears it
+	pending  string   // check mode: the first task whose change has not been made
+	notified map[*task]bool
+}
+
+func newRun(job *Job, p *program) *run {
+	forks := job.Forks
+	if forks <= 0 {
+		forks = DefaultForks
+	}
+	r := &run{job: job, program: p, hosts: map[string]*hostRun{}, forks: make(chan struct{}, forks), started: time.Now()}
+	for _, h := range job.Inventory.Hosts() {
+		r.hosts[h.Name] = &hostRun{host: h, total: report.Total{Host: h.Name}, notified: map[*task]bool{}}
+	}
+	return r
+}
+
+func (r *run) run(ctx context.Context) Summary {
+	var names []string
+	for _, b := range r.program.books {
+		for _, p := range b.plays {
+			for _, h := range p.hosts {
+				r.hosts[h.Name].used = true
+			}
+		}
+	}
+	for _, h := range r.job.Inventory.Hosts() {
+		if r.hosts[h.Name].used {
+			names = append(names, h.Name)
+		}
+	}
+	r.emit(report.Event{Kind: report.RunStart, Check: r.job.Check, Hosts: names})
+	for _, b := range r.program.books {
+		if ctx.Err() != nil {
+			break
+		}
+		r.emit(report.Event{Kind: report.BookStart, Book: b.spec.Title})
+		for _, p := range b.plays {
+			if ctx.Err() != nil {
+				break
+			}
+			(&playRun{run: r, book: b, play: p}).execute(ctx)
+		}
+	}
+	r.close()
+	summary := Summary{Interrupted: ctx.Err() != nil, Stopped: r.stopped, Elapsed: time.Since(r.started)}
+	for _, h := range r.job.Inventory.Hosts() {
+		if hr := r.hosts[h.Name]; hr.used {
+			summary.Totals = append(summary.Totals, hr.total)
+		}
+	}
+	r.emit(report.Event{Kind: report.RunEnd, Check: r.job.Check, Totals: summary.Totals, Elapsed: summary.Elapsed.Seconds()})
+	return summary
+}
+
+// close ends all connections at once.
+func (r *run) close() {
+	var wg sync.WaitGroup
+	for _, h := range r.hosts {
+		wg.Go(func() {
+			if h.dial.Do(func() {}); h.conn != nil {
+				_ = h.conn.Close()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// emit hands an event to the reporter, masked.
+func (r *run) emit(e report.Event) {
+	e.Time = time.Now()
+	mask := r.job.Masker.Mask
+	e.Text, e.Task, e.Item, e.Why = mask(e.Text), mask(e.Task), mask(e.Item), mask(e.Why)
+	if e.Result != nil {
+		res := *e.Result
+		res.Because, res.Msg = mask(res.Because), mask(res.Msg)
+		res.Changes = slices.Clone(res.Changes)
+		for i, c := range res.Changes {
+			res.Changes[i] = report.Change{What: mask(c.What), Before: mask(c.Before), After: mask(c.After)}
+		}
+		res.Warnings = slices.Clone(res.Warnings)
+		for i, w := range res.Warnings {
+			res.Warnings[i] = mask(w)
+		}
+		e.Result = &res
+	}
+	if r.job.Reporter == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.job.Reporter.Event(e)
+}
+
+// connect returns the connection of a host, made on first use.
+func (r *run) connect(ctx context.Context, h *hostRun) (transport.Conn, error) {
+	h.dial.Do(func() { h.conn, h.lost = r.job.Dial(ctx, h.host) })
+	return h.conn, h.lost
+}
+
+// playRun is one play during a run.
+type playRun struct {
+	*run
+	book *book
+	play *play
+}
+
+func (p *playRun) event(kind report.Kind) report.Event {
+	return report.Event{Kind: kind, Book: p.book.spec.Title, Play: p.play.title}
+}
+
+// stop ends the play with a sentence that says why.
+func (p *playRun) stop(format string, args ...any) {
+	p.stopped = true
+	e := p.event(report.PlayStopped)
+	e.Text = fmt.Sprintf(format, args...)
+	p.emit(e)
+}
+
+func (p *playRun) execute(ctx context.Context) {
+	var hosts []*hostRun
+	var gone []string
+	for _, h := range p.play.hosts {
+		hr := p.hosts[h.Name]
+		if f := hr.failure(); f != nil {
+			gone = append(gone, h.Name+" "+f.String())
+			continue
+		}
+		hosts = append(hosts, hr)
+	}
+	if len(p.play.hosts) == 0 {
+		return // all of them are outside the limit
+	}
+	if len(hosts) == 0 {
+		p.stop("play %q has no host left: %s", p.play.title, strings.Join(gone, "; "))
+		return
+	}
+	if lost, f := p.lostNeed(ctx, hosts); lost != "" {
+		p.stop("play %q stops: it needs %s, which %s", p.play.title, lost, f)
+		return
+	}
+	e := p.event(report.PlayStart)
+	for _, h := range hosts {
+		e.Hosts = append(e.Hosts, h.host.Name)
+		go p.connect(ctx, h) //nolint:errcheck // the first task meets the error
+	}
+	p.emit(e)
+	if p.play.free {
+		p.each(hosts, func(h *hostRun) { p.tasks(ctx, p.play.tasks, []*hostRun{h}) })
+	} else {
+		p.tasks(ctx, p.play.tasks, hosts)
+	}
+	p.flush(ctx, hosts)
+}
+
+// lostNeed looks for a host that the play reaches for, by hosts[…] or delegate_to, and that has dropped out.
+func (p *playRun) lostNeed(ctx context.Context, hosts []*hostRun) (string, *failure) {
+	for _, h := range hosts {
+		env := p.env(ctx, nil, h, nil)
+		for _, need := range p.play.needs {
+			name, err := need.Eval(env)
+			if err != nil {
+				continue // it depends on what the play has yet to find out
+			}
+			other := p.run.hosts[fmt.Sprint(name)]
+			if other == nil || other == h {
+				continue
+			}
+			if f := other.failure(); f != nil {
+				return other.host.Name, f
+			}
+		}
+	}
+	return "", nil
+}
+
+func (h *hostRun) failure() *failure {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.failed
+}
+
+func (h *hostRun) setFailure(f *failure) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.failed = f
+}
+
+// each runs f for every host, as many at once as forks allow.
+func (p *playRun) each(hosts []*hostRun, f func(h *hostRun)) {
+	var wg sync.WaitGroup
+	for _, h := range hosts {
+		wg.Go(func() { f(h) })
+	}
+	wg.Wait()
+}
+
+func alive(hosts []*hostRun) []*hostRun {
+	return slices.DeleteFunc(slices.Clone(hosts), func(h *hostRun) bool { return h.failure() != nil })
+}
+
+// tasks runs a list of tasks on hosts, one task at a time; who fails drops out.
+func (p *playRun) tasks(ctx context.Context, list []*task, hosts []*hostRun) {
+	for _, t := range list {
+		if hosts = alive(hosts); len(hosts) == 0 || ctx.Err() != nil {
+			return
+		}
+		switch {
+		case t.isBlock():
+			p.blocks(ctx, t, hosts)
+		case !p.selected(t):
+		case t.spec.Meta != "":
+			p.meta(ctx, t, hosts)
+		case t.runOnce:
+			p.once(ctx, t, hosts)
+		default:
+			p.each(hosts, func(h *hostRun) { p.task(ctx, t, h) })
+		}
+	}
+}
+
+// once runs a task on the first host; what it registers, and a failure, is for all of them.
+func (p *playRun) once(ctx context.Context, t *task, hosts []*hostRun) {
+	first := hosts[0]
+	values := p.task(ctx, t, first)
+	f := first.failure()
+	for _, h := range hosts[1:] {
+		if f != nil {
+			h.setFailure(&failure{task: f.task, msg: "run once on " + first.host.Name + ", for all: " + f.msg})
+		} else if t.spec.Register != "" {
+			p.register(t, h, values)
+		}
+	}
+}
+
+// blocks runs a block. The truth table: who fails a task of the block goes through rescue, if there is one, and is
+// sound again if that succeeds; who is unreachable cannot be rescued; always runs for everybody still reachable, and
+// does not undo a failure.
+func (p *playRun) blocks(ctx context.Context, t *task, hosts []*hostRun) {
+	p.tasks(ctx, t.block, hosts)
+	if len(t.rescue) > 0 && ctx.Err() == nil {
+		var failing []*hostRun
+		for _, h := range hosts {
+			f := h.failure()
+			if f == nil || f.unreachable {
+				continue
+			}
+			failing = append(failing, h)
+			h.setFailure(nil)
+			p.book.stacks[h.host.Name].Set(vars.Builtin, nameFailure, vars.Const(map[string]any{"task": f.task, "msg": f.msg}), "the engine")
+		}
+		p.tasks(ctx, t.rescue, failing)
+	}
+	if len(t.always) > 0 && ctx.Err() == nil {
+		before := map[*hostRun]*failure{}
+		var reachable []*hostRun
+		for _, h := range hosts {
+			f := h.failure()
+			if f != nil && f.unreachable {
+				continue
+			}
+			before[h] = f
+			h.setFailure(nil)
+			reachable = append(reachable, h)
+		}
+		p.tasks(ctx, t.always, reachable)
+		for _, h := range reachable {
+			if h.failure() == nil {
+				h.setFailure(before[h])
+			}
+		}
+	}
+}
+
+// selected reports whether the tags asked for include a task.
+func (p *playRun) selected(t *task) bool {
+	has := func(tags []string) bool {
+		return slices.ContainsFunc(tags, func(tag string) bool { return t.tags[tag] })
+	}
+	if has(p.job.SkipTags) {
+		return false
+	}
+	if t.tags["never"] && !has(p.job.Tags) {
+		return false
+	}
+	return len(p.job.Tags) == 0 || t.tags["always"] || has(p.job.Tags)
+}
+
+func (p *playRun) meta(ctx context.Context, t *task, hosts []*hostRun) {
+	if t.spec.Meta == "flush_handlers" {
+		p.flush(ctx, hosts)
+	}
+}
+
+// flush runs the handlers that were notified, in the order in which the play lists them.
+func (p *playRun) flush(ctx context.Context, hosts []*hostRun) {
+	for _, handler := range p.play.handlers {
+		var owed []*hostRun
+		for _, h := range alive(hosts) {
+			h.mu.Lock()
+			if h.notified[handler] {
+				delete(h.notified, handler)
+				owed = append(owed, h)
+			}
+			h.mu.Unlock()
+		}
+		if len(owed) > 0 {
+			p.tasks(ctx, []*task{handler}, owed)
+		}
+	}
+}
+
+// notify marks the handlers that a changed task names.
+func (p *playRun) notify(t *task, h *hostRun, env vars.Env) error {
+	for _, tree := range t.notify {
+		value, err := tree.Eval(env)
+		if err != nil {
+			return err
+		}
+		name, found := fmt.Sprint(value), false
+		for _, handler := range p.play.handlers {
+			if handler.spec.Name == name || slices.Contains(handler.listen, name) {
+				found = true
+				h.mu.Lock()
+				h.notified[handler] = true
+				h.mu.Unlock()
+			}
+		}
+		if !found {
+			var names []string
+			for _, handler := range p.play.handlers {
+				names = append(names, handler.spec.Name)
+			}
+			return fmt.Errorf("no handler of the play is named %q; %s", name, spec.DidYouMean(name, names))
+		}
+	}
+	return nil
+}
+
+// register binds a task's result for a host.
+func (p *playRun) register(t *task, h *hostRun, values map[string]any) {
+	if t.spec.Register == "" {
+		return
+	}
+	p.book.stacks[h.host.Name].Set(vars.Registered, t.spec.Register, vars.Const(values), t.label())
+}
+
+// env is what the expressions of a task see on a host. t is nil before any task of the play; user tells as whom
+// facts are gathered, nil for the login user.
+func (p *playRun) env(ctx context.Context, t *task, h *hostRun, user *string) *vars.Stack {
+	env := p.book.stacks[h.host.Name].With(vars.PlayVars, p.play.vars, p.play.title)
+	if t != nil {
+		for _, layer := range t.vars {
+			env = env.With(vars.PlayVars, layer, t.label())
+		}
+	}
+	as := func() string {
+		if user == nil {
+			return ""
+		}
+		return *user
+	}
+	var playHosts []any
+	for _, other := range p.play.hosts {
+		playHosts = append(playHosts, other.Name)
+	}
+	own := map[string]vars.Tree{
+		nameFacts:     vars.Lazy(vars.Any, func() (any, error) { return p.factsMap(ctx, h, as()) }),
+		nameHosts:     vars.Const(&hostsView{p, ctx, as}),
+		namePlayHosts: vars.Const(playHosts),
+	}
+	return env.With(vars.Builtin, own, "the engine")
+}
+
+// gather returns the facts of a host, in one round trip the first time.
+func (r *run) gather(ctx context.Context, h *hostRun, user string) (module.Facts, error) {
+	conn, err := r.connect(ctx, h)
+	if err != nil {
+		return module.Facts{}, err
+	}
+	h.facts.Lock()
+	defer h.facts.Unlock()
+	if h.facts.known == nil {
+		f, err := module.GatherFacts(ctx, &module.Host{Name: h.host.Name, Conn: conn, User: user})
+		if err != nil {
+			return module.Facts{}, err
+		}
+		h.facts.known = &f
+	}
+	return *h.facts.known, nil
+}
+
+func (r *run) factsMap(ctx context.Context, h *hostRun, user string) (any, error) {
+	f, err := r.gather(ctx, h, user)
+	if err != nil {
+		return nil, err
+	}
+	return f.Map(), nil
+}
+
+// hostsView is the value of `hosts`: the other hosts' variables, facts and results.
+type hostsView struct {
+	p    *playRun
+	ctx  context.Context
+	user func() string
+}
+
+// Fetch returns the view of one host.
+func (v *hostsView) Fetch(key any) (any, error) {
+	name := fmt.Sprint(key)
+	h := v.p.run.hosts[name]
+	if h == nil {
+		return nil, fmt.Errorf("the inventory has no host %q%s", name, dashed(spec.DidYouMean(name, slices.Collect(maps.Keys(v.p.run.hosts)))))
+	}
+	return &hostView{v, h}, nil
+}
+
+// hostView is another host as expressions see it.
+type hostView struct {
+	all *hostsView
+	h   *hostRun
+}
+
+// Fetch returns a variable, the facts or a registered result of the host.
+func (v *hostView) Fetch(key any) (any, error) {
+	name := fmt.Sprint(key)
+	if name == nameFacts {
+		return v.all.p.factsMap(v.all.ctx, v.h, v.all.user())
+	}
+	stack := v.all.p.book.stacks[v.h.host.Name]
+	if _, _, ok := stack.Origin(name); !ok {
+		if f := v.h.failure(); f != nil {
+			return nil, fmt.Errorf("%s is needed, but that host %s", v.h.host.Name, f)
+		}
+		return nil, fmt.Errorf("host %s has no variable or result %q%s", v.h.host.Name, name, dashed(spec.DidYouMean(name, stack.Names())))
+	}
+	return stack.Lookup(name)
+}

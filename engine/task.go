@@ -1,0 +1,967 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"runbook/engine/module"
+	"runbook/engine/report"
+	"runbook/engine/secret"
+	"runbook/engine/spec"
+	"runbook/engine/transport"
+	"runbook/engine/vars"
+)
+
+// Defaults of until, as Ansible has them.
+const (
+	defaultRetries = 3
+	defaultDelay   = 5 * time.Second
+)
+
+// outcome is how one task, or one item of its loop, ended on a host.
+type outcome struct {
+	result report.Result
+	values map[string]any // what register binds
+	lost   bool           // the host could not be reached
+}
+
+func (o *outcome) changed() bool {
+	return o.result.Status == report.Changed || o.result.Status == report.WouldChange
+}
+
+func fail(format string, args ...any) outcome {
+	return outcome{result: report.Result{Status: report.Failed, Msg: fmt.Sprintf(format, args...)}}
+}
+
+func unknown(because string) outcome {
+	return outcome{result: report.Result{Status: report.Unknown, Because: because}}
+}
+
+// evaluation turns the error of an evaluation into an outcome.
+func evaluation(what string, pos spec.Pos, err error) outcome {
+	var u *vars.UnknownError
+	if errors.As(err, &u) {
+		return unknown(u.Because)
+	}
+	var lost *transport.UnreachableError
+	if errors.As(err, &lost) {
+		return outcome{result: report.Result{Status: report.Unreachable, Msg: lost.Error()}, lost: true}
+	}
+	return fail("%s: cannot evaluate %s: %v", pos, what, err)
+}
+
+// task runs a task on one host, with its loop, and returns what it registered.
+func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any {
+	p.forks <- struct{}{}
+	defer func() { <-p.forks }()
+	begin := time.Now()
+	var user string
+	env := p.env(ctx, t, h, &user)
+	items, looped, stop := p.items(t, env)
+	if stop != nil {
+		return p.finish(ctx, t, h, env, []outcome{*stop}, looped, begin)
+	}
+	var all []outcome
+	for i, item := range items {
+		itemEnv, label := env, ""
+		if looped {
+			own := map[string]vars.Tree{t.spec.LoopVar: vars.Const(item)}
+			if t.spec.IndexVar != "" {
+				own[t.spec.IndexVar] = vars.Const(i)
+			}
+			itemEnv = env.With(vars.Builtin, own, "the loop")
+			label = itemLabel(t, itemEnv, item)
+		}
+		name := p.taskName(t, itemEnv)
+		e := p.taskEvent(report.TaskStart, t, h, name, label)
+		p.emit(e)
+		start := time.Now()
+		out := p.attempt(ctx, t, h, itemEnv, &user, e)
+		out.result.Seconds = time.Since(start).Seconds()
+		if out.result.Status == report.Failed {
+			if ignored, err := evalBool(t.ignoreErrors, itemEnv); err != nil {
+				out.result.Msg += fmt.Sprintf("\nignore_errors: %v", err)
+			} else {
+				out.result.Ignored = ignored
+			}
+			out.result.Rescued = t.rescued && !out.result.Ignored
+		}
+		if looped && out.values != nil {
+			out.values["item"] = item
+		}
+		if out.changed() {
+			if err := p.notify(t, h, itemEnv); err != nil {
+				msg := fmt.Sprintf("cannot notify: %v", err)
+				out.result.Status, out.result.Msg = report.Failed, msg
+			}
+		}
+		e.Kind, e.Result = report.TaskEnd, &out.result
+		p.emit(e)
+		all = append(all, out)
+		if ctx.Err() != nil || out.lost {
+			break
+		}
+	}
+	return p.finish(ctx, t, h, env, all, looped, begin)
+}
+
+// finish counts a task's outcomes, registers them, and drops the host where they say so.
+func (p *playRun) finish(ctx context.Context, t *task, h *hostRun, env *vars.Stack, all []outcome, looped bool, begin time.Time) map[string]any {
+	h.total.Seconds += time.Since(begin).Seconds()
+	worst := outcome{result: report.Result{Status: report.Skipped}}
+	for _, o := range all {
+		if rank(o) > rank(worst) {
+			worst = o
+		}
+	}
+	res := worst.result
+	switch {
+	case res.Status == report.Failed && res.Ignored:
+		h.total.Ignored++
+	case res.Status == report.Failed && res.Rescued:
+	case res.Status == report.Failed:
+		h.total.Failed++
+	case res.Status == report.Unreachable:
+		h.total.Unreachable++
+	case res.Status == report.Skipped && (len(all) > 0 || looped):
+		h.total.Skipped++
+	case res.Status == report.Unknown:
+		h.total.Unknown++
+	case worst.changed():
+		h.total.Changed++
+	case res.Status == report.OK:
+		h.total.OK++
+	}
+	values := combine(all, looped)
+	p.register(t, h, values)
+	name := p.taskName(t, env)
+	if res.Status == report.Unreachable || res.Status == report.Failed && !res.Ignored {
+		f := &failure{task: name, msg: p.job.Masker.Mask(res.Msg), unreachable: res.Status == report.Unreachable}
+		h.setFailure(f)
+		if f.unreachable {
+			e := p.taskEvent(report.HostLost, t, h, name, "")
+			e.Text = res.Msg
+			p.emit(e)
+		}
+	}
+	return values
+}
+
+// rank orders outcomes by how much they say of the whole task.
+func rank(o outcome) int {
+	switch o.result.Status {
+	case report.Unreachable:
+		return 6
+	case report.Failed:
+		if o.result.Ignored {
+			return 2
+		}
+		return 5
+	case report.Unknown:
+		return 4
+	case report.Changed, report.WouldChange:
+		return 3
+	case report.OK:
+		return 1
+	}
+	return 0
+}
+
+// combine makes what register binds of the outcomes of a task.
+func combine(all []outcome, looped bool) map[string]any {
+	if !looped {
+		if len(all) == 1 && all[0].values != nil {
+			return all[0].values
+		}
+		var o outcome
+		if len(all) == 1 {
+			o = all[0]
+		}
+		return common(o.result, nil)
+	}
+	results := []any{}
+	whole := map[string]any{"changed": false, "failed": false, "skipped": len(all) > 0, "msg": ""}
+	for _, o := range all {
+		values := o.values
+		if values == nil {
+			values = common(o.result, nil)
+		}
+		results = append(results, values)
+		whole["changed"] = whole["changed"].(bool) || o.changed()
+		whole["failed"] = whole["failed"].(bool) || o.result.Status == report.Failed
+		whole["skipped"] = whole["skipped"].(bool) && o.result.Status == report.Skipped
+	}
+	whole["results"] = results
+	return whole
+}
+
+// common adds the fields that every result has to those of the module.
+func common(res report.Result, values map[string]any) map[string]any {
+	out := map[string]any{}
+	maps.Copy(out, values)
+	delete(out, "warnings")
+	out["changed"] = res.Status == report.Changed || res.Status == report.WouldChange
+	out["failed"] = res.Status == report.Failed || res.Status == report.Unreachable
+	out["skipped"] = res.Status == report.Skipped
+	if _, has := out["msg"]; !has || res.Msg != "" {
+		out["msg"] = res.Msg
+	}
+	return out
+}
+
+func (p *playRun) taskEvent(kind report.Kind, t *task, h *hostRun, name, label string) report.Event {
+	e := p.event(kind)
+	e.TaskID, e.Task, e.Why, e.Module = t.id, name, t.spec.Why, t.spec.Module
+	e.Place = fmt.Sprintf("%s:%d", t.spec.Pos.File, t.spec.Pos.Line)
+	e.Handler = slices.Contains(p.play.handlers, t)
+	e.Host, e.Item = h.host.Name, label
+	return e
+}
+
+// taskName evaluates the name of a task; where it cannot be evaluated it is shown as written.
+func (p *playRun) taskName(t *task, env vars.Env) string {
+	if t.name == nil {
+		return t.label()
+	}
+	v, err := t.name.Eval(env)
+	if err != nil {
+		return t.spec.Name
+	}
+	return fmt.Sprint(v)
+}
+
+func itemLabel(t *task, env vars.Env, item any) string {
+	if t.loopLabel != nil {
+		if v, err := t.loopLabel.Eval(env); err == nil {
+			return fmt.Sprint(v)
+		}
+	}
+	return fmt.Sprint(item)
+}
+
+// items evaluates the loop. Without one there is a single item and looped is false.
+func (p *playRun) items(t *task, env vars.Env) (items []any, looped bool, stop *outcome) {
+	if t.loop == nil {
+		return []any{nil}, false, nil
+	}
+	value, err := t.loop.Eval(env)
+	if err == nil {
+		err = knownValue(value)
+	}
+	if err != nil {
+		// A condition that is false without the loop's item saves the task from a loop that has no value.
+		for _, w := range t.when {
+			if holds, condErr := w.expr.EvalBool(env); condErr == nil && !holds {
+				return nil, true, nil
+			}
+		}
+		out := evaluation("loop", t.spec.Loop.Pos, err)
+		return nil, true, &out
+	}
+	switch v := value.(type) {
+	case []any:
+		return v, true, nil
+	case map[string]any:
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			items = append(items, map[string]any{"key": k, "value": v[k]})
+		}
+		return items, true, nil
+	case nil:
+		return nil, true, nil
+	}
+	out := fail("%s: cannot loop over %T", t.spec.Loop.Pos, value)
+	return nil, true, &out
+}
+
+// knownValue returns an UnknownError if an Unknown is anywhere in value.
+func knownValue(value any) error {
+	switch v := value.(type) {
+	case vars.Unknown:
+		return &vars.UnknownError{Because: v.Because}
+	case []any:
+		for _, item := range v {
+			if err := knownValue(item); err != nil {
+				return err
+			}
+		}
+	case map[string]any:
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			if err := knownValue(v[k]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func evalBool(tree vars.Tree, env vars.Env) (bool, error) {
+	if tree == nil {
+		return false, nil
+	}
+	v, err := tree.Eval(env)
+	if err != nil {
+		return false, err
+	}
+	if b, ok := v.(bool); ok {
+		return b, nil
+	}
+	return false, fmt.Errorf("%v is neither true nor false", v)
+}
+
+// attempt runs one item of a task, again and again where until says so.
+func (p *playRun) attempt(ctx context.Context, t *task, h *hostRun, env *vars.Stack, user *string, e report.Event) outcome {
+	for _, w := range t.when {
+		holds, err := w.expr.EvalBool(env)
+		if err != nil {
+			return evaluation("when", w.pos, err)
+		}
+		if !holds {
+			out := outcome{result: report.Result{Status: report.Skipped, Because: because(w, env)}}
+			out.values = common(out.result, nil)
+			return out
+		}
+	}
+	attempts, delay, err := p.patience(t, env)
+	if err != nil {
+		return fail("%v", err)
+	}
+	for n := 1; ; n++ {
+		out := p.perform(ctx, t, h, env, user, e)
+		p.judge(t, env, &out)
+		if len(t.until) == 0 || out.lost || out.result.Status == report.Unknown || ctx.Err() != nil {
+			return out
+		}
+		out.result.Attempts = n
+		done, why, stop := p.until(t, env, out)
+		if stop != nil {
+			return *stop
+		}
+		if done {
+			return out
+		}
+		if p.job.Check {
+			return unknown(fmt.Sprintf("not so yet: %s; a run would try again, up to %d times", why, attempts))
+		}
+		if n >= attempts {
+			last := out.result.Msg
+			out.result.Status = report.Failed
+			out.result.Msg = fmt.Sprintf("not so after %d attempts: %s", n, why)
+			if last != "" {
+				out.result.Msg += "\nlast: " + last
+			}
+			out.values = common(out.result, out.values)
+			return out
+		}
+		e.Kind, e.Text = report.Progress, fmt.Sprintf("attempt %d of %d: %s", n, attempts, why)
+		p.emit(e)
+		select {
+		case <-ctx.Done():
+			return fail("interrupted while waiting for the next attempt")
+		case <-time.After(delay):
+		}
+	}
+}
+
+// because says why a condition is false, with the values that made it so.
+func because(w cond, env vars.Env) string {
+	text := w.expr.Source()
+	if values := operands(w.expr, env); values != "" {
+		text += ": " + values
+	}
+	return text
+}
+
+func operands(e *vars.Expr, env vars.Env) string {
+	var parts []string
+	for _, op := range e.Operands(env) {
+		if len(parts) == 6 {
+			parts = append(parts, "…")
+			break
+		}
+		parts = append(parts, fmt.Sprintf("%s is %s", op.Source, shortValue(op.Value)))
+	}
+	return strings.Join(parts, ", ")
+}
+
+func shortValue(v any) string {
+	if v == nil {
+		return "not set"
+	}
+	text := fmt.Sprint(v)
+	if s, ok := v.(string); ok {
+		text = fmt.Sprintf("%q", s)
+	}
+	if r := []rune(text); len(r) > 80 {
+		text = string(r[:77]) + "…"
+	}
+	return text
+}
+
+func (p *playRun) patience(t *task, env vars.Env) (attempts int, delay time.Duration, err error) {
+	if len(t.until) == 0 {
+		return 1, 0, nil
+	}
+	attempts, delay = defaultRetries+1, defaultDelay
+	if t.retries != nil {
+		v, err := t.retries.Eval(env)
+		if err != nil {
+			return 0, 0, err
+		}
+		n, err := toInt(v)
+		if err != nil {
+			return 0, 0, fmt.Errorf("retries: %w", err)
+		}
+		attempts = n + 1
+	}
+	if t.delay != nil {
+		if delay, err = duration(t.delay, env); err != nil {
+			return 0, 0, fmt.Errorf("delay: %w", err)
+		}
+	}
+	return attempts, delay, nil
+}
+
+// duration evaluates a number of seconds or a text such as 5m.
+func duration(tree vars.Tree, env vars.Env) (time.Duration, error) {
+	if tree == nil {
+		return 0, nil
+	}
+	v, err := tree.Eval(env)
+	if err != nil {
+		return 0, err
+	}
+	switch n := v.(type) {
+	case string:
+		return time.ParseDuration(n)
+	case float64:
+		return time.Duration(n * float64(time.Second)), nil
+	}
+	n, err := toInt(v)
+	return time.Duration(n) * time.Second, err
+}
+
+// until evaluates the conditions to wait for.
+func (p *playRun) until(t *task, env *vars.Stack, out outcome) (done bool, why string, stop *outcome) {
+	after := resultEnv(t, env, out.values)
+	for _, u := range t.until {
+		holds, err := u.expr.EvalBool(after)
+		var notKnown *vars.UnknownError
+		switch {
+		case err != nil && out.result.Status == report.Failed:
+			return false, firstLine(out.result.Msg), nil // a failed attempt has no values to look at
+		case errors.As(err, &notKnown):
+			o := unknown(notKnown.Because)
+			return false, "", &o
+		case err != nil:
+			o := fail("%s: cannot evaluate until: %v", u.pos, err)
+			return false, "", &o
+		case !holds:
+			return false, because(u, after), nil
+		}
+	}
+	return out.result.Status != report.Failed || len(t.failedWhen) > 0, firstLine(out.result.Msg), nil
+}
+
+// resultEnv adds a task's own result to what its conditions see.
+func resultEnv(t *task, env *vars.Stack, values map[string]any) *vars.Stack {
+	own := map[string]vars.Tree{nameResult: vars.Const(values)}
+	if t.spec.Register != "" {
+		own[t.spec.Register] = vars.Const(values)
+	}
+	return env.With(vars.Builtin, own, "the task")
+}
+
+// judge applies failed_when and changed_when to an outcome.
+func (p *playRun) judge(t *task, env *vars.Stack, out *outcome) {
+	if out.values == nil {
+		out.values = common(out.result, nil)
+	}
+	if out.lost || out.result.Status == report.Unknown || out.result.Status == report.Skipped {
+		return
+	}
+	after := resultEnv(t, env, out.values)
+	if len(t.failedWhen) > 0 && (out.result.Status != report.Failed || out.values["rc"] != nil) {
+		all, why := true, ""
+		for _, f := range t.failedWhen {
+			holds, err := f.expr.EvalBool(after)
+			if err != nil {
+				*out = evaluation("failed_when", f.pos, err)
+				out.values = common(out.result, nil)
+				return
+			}
+			all = all && holds
+			why = because(f, after)
+		}
+		switch {
+		case all:
+			out.result.Status, out.result.Msg = report.Failed, "failed_when: "+why
+		case out.result.Status == report.Failed:
+			out.result.Status, out.result.Msg = report.Changed, ""
+			if p.job.Check {
+				out.result.Status = report.OK
+			}
+		}
+	}
+	if len(t.changedWhen) > 0 && out.result.Status != report.Failed {
+		all := true
+		for _, c := range t.changedWhen {
+			holds, err := c.expr.EvalBool(after)
+			if err != nil {
+				*out = evaluation("changed_when", c.pos, err)
+				out.values = common(out.result, nil)
+				return
+			}
+			all = all && holds
+		}
+		switch {
+		case !all:
+			out.result.Status, out.result.Changes = report.OK, nil
+		case p.job.Check:
+			out.result.Status = report.WouldChange
+		default:
+			out.result.Status = report.Changed
+		}
+	}
+	out.values = common(out.result, out.values)
+}
+
+// perform evaluates a task's arguments for a host, checks, and unless this is check mode applies and checks again.
+func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.Stack, user *string, e report.Event) outcome {
+	target, stop := p.target(t, h, env)
+	if stop != nil {
+		return *stop
+	}
+	if *user, stop = becomeUser(t, env); stop != nil {
+		return *stop
+	}
+	args, stop := p.arguments(t, env)
+	if stop != nil {
+		return *stop
+	}
+	m := t.factory()
+	if err := module.Decode(m, args); err != nil {
+		var texts []string
+		for _, one := range argErrors(err) {
+			texts = append(texts, one.Error())
+		}
+		return fail("%s: %s: %s", t.spec.Pos, t.spec.Module, strings.Join(texts, "; "))
+	}
+	host, cancel, ctx, stop := p.moduleHost(ctx, t, target, env, *user, e)
+	if stop != nil {
+		return *stop
+	}
+	defer cancel()
+
+	plan, err := m.Check(ctx, host)
+	pending := target.pendingTask()
+	if err != nil {
+		return p.checkFailed(ctx, t, err, pending)
+	}
+	out := outcome{values: plan.Values}
+	out.result.Changes = changes(plan.Changes)
+	out.result.Warnings = warnings(plan.Values)
+	if len(plan.Changes) == 0 && plan.Unknown == "" {
+		out.result.Status = report.OK
+		out.result.Provisional = p.job.Check && pending != ""
+		out.result.Msg, _ = plan.Values["msg"].(string)
+		out.values = common(out.result, out.values)
+		return out
+	}
+	if p.job.Check {
+		return p.predict(t, m, target, plan, e.Task)
+	}
+	return p.apply(ctx, t, m, args, host, plan)
+}
+
+// predict is the verdict of check mode on a plan that a run would apply.
+func (p *playRun) predict(t *task, m module.Module, target *hostRun, plan module.Plan, name string) outcome {
+	out := outcome{values: plan.Values}
+	out.result.Changes = changes(plan.Changes)
+	out.result.Provisional = target.pendingTask() != ""
+	out.result.Status = report.WouldChange
+	if plan.Unknown != "" {
+		out.result.Status, out.result.Because = report.Unknown, plan.Unknown
+	}
+	target.setPending(name)
+	if plan.Pending || plan.Unknown != "" {
+		out.values = map[string]any{}
+		if r, ok := m.(module.Returner); ok {
+			for _, f := range r.Returns() {
+				out.values[f.Name] = vars.Unknown{Because: fmt.Sprintf("%q has yet to run", name)}
+			}
+		}
+	}
+	out.values = common(out.result, out.values)
+	return out
+}
+
+// checkFailed is the verdict on a Check that could not do its work.
+func (p *playRun) checkFailed(ctx context.Context, t *task, err error, pending string) outcome {
+	out := p.failed(ctx, t, err)
+	if p.job.Check && pending != "" && out.result.Status == report.Failed {
+		return unknown(fmt.Sprintf("%q has yet to run (now: %s)", pending, firstLine(err.Error())))
+	}
+	return out
+}
+
+// failed turns a module's error into an outcome.
+func (p *playRun) failed(ctx context.Context, t *task, err error) outcome {
+	var lost *transport.UnreachableError
+	var exit *transport.ExitError
+	switch {
+	case errors.As(err, &lost):
+		return outcome{result: report.Result{Status: report.Unreachable, Msg: err.Error()}, lost: true}
+	case ctx.Err() != nil && context.Cause(ctx) == errTaskTimeout:
+		return fail("timed out: the task's limit has passed")
+	case ctx.Err() != nil:
+		return fail("interrupted")
+	case errors.As(err, &exit):
+		out := fail("%v%s", err, stderrTail(exit.Output.Stderr))
+		out.values = common(out.result, map[string]any{"rc": exit.Output.Code, "stdout": string(exit.Output.Stdout), "stderr": string(exit.Output.Stderr)})
+		return out
+	}
+	return fail("%v", err)
+}
+
+// stderrTail is what a command said beyond its first line, which is in the error already.
+func stderrTail(stderr []byte) string {
+	lines := strings.Split(strings.TrimRight(string(stderr), "\n"), "\n")
+	if len(lines) < 2 {
+		return ""
+	}
+	if lines = lines[1:]; len(lines) > 20 {
+		lines = lines[len(lines)-20:]
+	}
+	return "\n" + strings.Join(lines, "\n")
+}
+
+func changes(list []module.Change) []report.Change {
+	var out []report.Change
+	for _, c := range list {
+		out = append(out, report.Change(c))
+	}
+	return out
+}
+
+func warnings(values module.Values) []string {
+	var out []string
+	switch list := values["warnings"].(type) {
+	case []string:
+		out = list
+	case []any:
+		for _, w := range list {
+			out = append(out, fmt.Sprint(w))
+		}
+	}
+	return out
+}
+
+// apply carries out a plan and checks that the host has converged.
+func (p *playRun) apply(ctx context.Context, t *task, m module.Module, args map[string]any, host *module.Host, plan module.Plan) outcome {
+	verifies := !plan.Act && plan.Unknown == ""
+	var guess *speculation
+	applying := host
+	var count counter
+	if verifies {
+		applying, guess = p.speculate(ctx, t, args, host, &count)
+	}
+	values, err := m.Apply(ctx, applying, plan)
+	var after module.Plan
+	if guess != nil {
+		var sure bool
+		if after, sure = guess.wait(); err == nil && (!sure || count.runs.Load() != 1 || count.other.Load() > 0) {
+			guess = nil
+		}
+	}
+	if err != nil {
+		out := p.failed(ctx, t, err)
+		out.result.Changes = changes(plan.Changes)
+		return out
+	}
+	out := outcome{values: values, result: report.Result{Status: report.Changed, Changes: changes(plan.Changes), Warnings: warnings(values)}}
+	out.result.Msg, _ = values["msg"].(string)
+	if verifies && guess == nil {
+		fresh := t.factory()
+		if err := module.Decode(fresh, args); err != nil {
+			return fail("%v", err)
+		}
+		if after, err = fresh.Check(ctx, host); err != nil {
+			out = p.failed(ctx, t, fmt.Errorf("applied, but cannot check the result: %w", err))
+			out.result.Changes = changes(plan.Changes)
+			return out
+		}
+	}
+	if verifies && len(after.Changes) > 0 {
+		var left []string
+		for _, c := range after.Changes {
+			left = append(left, c.What)
+		}
+		out := fail("did not converge: after it was applied, this is still to do: %s", strings.Join(left, "; "))
+		out.result.Changes = changes(plan.Changes)
+		return out
+	}
+	if verifies && values == nil {
+		out.values = after.Values
+	}
+	out.values = common(out.result, out.values)
+	return out
+}
+
+// speculation is a verifying Check that is sent right behind its Apply, in the same flight. It counts only if the
+// Apply was one command in the queue and the Check read through the same queue.
+type speculation struct {
+	done  chan struct{}
+	start sync.Once
+	begun chan struct{}
+	plan  module.Plan
+	err   error
+	reads counter
+}
+
+// counter counts what a module did on its host.
+type counter struct{ runs, other atomic.Int32 }
+
+// counted is a connection that counts its use: commands that wait their turn in the queue, and everything else.
+type counted struct {
+	transport.Conn
+	n *counter
+}
+
+func (c counted) Dial(ctx context.Context, user, network, addr string) (net.Conn, error) {
+	c.n.other.Add(1)
+	return c.Conn.Dial(ctx, user, network, addr)
+}
+
+func (c counted) Run(ctx context.Context, cmd transport.Cmd) (transport.Output, error) {
+	if cmd.Stdout != nil || cmd.Bulk {
+		c.n.other.Add(1)
+	} else {
+		c.n.runs.Add(1)
+	}
+	return c.Conn.Run(ctx, cmd)
+}
+
+func (p *playRun) speculate(ctx context.Context, t *task, args map[string]any, host *module.Host, count *counter) (*module.Host, *speculation) {
+	fresh := t.factory()
+	if module.Decode(fresh, args) != nil {
+		return host, nil
+	}
+	s := &speculation{done: make(chan struct{}), begun: make(chan struct{})}
+	watched, reader := *host, *host
+	watched.Conn = counted{host.Conn, count}
+	reader.Conn = counted{host.Conn, &s.reads}
+	watched.PeerFunc = func(ctx context.Context, name string) (*module.Host, error) {
+		count.other.Add(1)
+		return host.PeerFunc(ctx, name)
+	}
+	watched.SentFunc = func() {
+		s.start.Do(func() {
+			close(s.begun)
+			go func() {
+				defer close(s.done)
+				s.plan, s.err = fresh.Check(ctx, &reader)
+			}()
+		})
+	}
+	return &watched, s
+}
+
+// wait returns the plan of the Check, and whether it can be believed.
+func (s *speculation) wait() (module.Plan, bool) {
+	s.start.Do(func() { close(s.done) }) // never sent
+	<-s.done
+	select {
+	case <-s.begun:
+	default:
+		return module.Plan{}, false
+	}
+	return s.plan, s.err == nil && len(s.plan.Changes) == 0 && s.reads.other.Load() == 0
+}
+
+// arguments evaluates the arguments of a task for a host.
+func (p *playRun) arguments(t *task, env *vars.Stack) (map[string]any, *outcome) {
+	args := map[string]any{}
+	for _, a := range t.args {
+		switch {
+		case a.conds != nil:
+			list, stop := conditions(a, env)
+			if stop != nil {
+				return nil, stop
+			}
+			if args[a.name] = list; !a.list {
+				args[a.name] = list[0]
+			}
+		case a.tree == nil:
+			args[a.name] = a.fixed
+		default:
+			v, err := a.tree.Eval(env)
+			if err == nil {
+				err = knownValue(v)
+			}
+			if err != nil {
+				out := evaluation("argument "+a.name, a.pos, err)
+				return nil, &out
+			}
+			args[a.name] = asArgument(a.fixed, v)
+		}
+	}
+	return args, nil
+}
+
+// asArgument gives a rendered template its type; other values stay as they are.
+func asArgument(fixed, value any) any {
+	tmpl, ok := fixed.(module.Template)
+	if !ok {
+		return value
+	}
+	if s, isSecret := value.(secret.Secret); isSecret {
+		tmpl.Text, tmpl.Secret = s.Reveal(), true
+	} else {
+		tmpl.Text = fmt.Sprint(value)
+	}
+	return tmpl
+}
+
+func conditions(a arg, env *vars.Stack) ([]module.Condition, *outcome) {
+	var list []module.Condition
+	for _, one := range a.conds {
+		holds, err := one.expr.EvalBool(env)
+		if err != nil {
+			out := evaluation(a.name, one.pos, err)
+			return nil, &out
+		}
+		list = append(list, module.Condition{Source: one.expr.Source(), Value: holds, Operands: operands(one.expr, env)})
+	}
+	return list, nil
+}
+
+// target finds the host that a task works on.
+func (p *playRun) target(t *task, h *hostRun, env vars.Env) (*hostRun, *outcome) {
+	if t.delegateTo == nil {
+		return h, nil
+	}
+	v, err := t.delegateTo.Eval(env)
+	if err != nil {
+		out := evaluation("delegate_to", t.spec.Pos, err)
+		return nil, &out
+	}
+	other, err := p.other(fmt.Sprint(v))
+	if err != nil {
+		out := fail("%s: delegate_to: %v", t.spec.Pos, err)
+		return nil, &out
+	}
+	return other, nil
+}
+
+// other finds another host of the inventory that has not been lost.
+func (p *playRun) other(name string) (*hostRun, error) {
+	h := p.run.hosts[name]
+	if h == nil {
+		return nil, fmt.Errorf("the inventory has no host %q%s", name, dashed(spec.DidYouMean(name, slices.Collect(maps.Keys(p.run.hosts)))))
+	}
+	if f := h.failure(); f != nil && f.unreachable {
+		return nil, fmt.Errorf("%s is needed, but that host %s", name, f)
+	}
+	return h, nil
+}
+
+func becomeUser(t *task, env vars.Env) (string, *outcome) {
+	become, err := evalBool(t.become, env)
+	if err != nil {
+		out := evaluation("become", t.spec.Pos, err)
+		return "", &out
+	}
+	if !become {
+		return "", nil
+	}
+	if t.becomeUser == nil {
+		return "root", nil
+	}
+	v, err := t.becomeUser.Eval(env)
+	if err != nil {
+		out := evaluation("become_user", t.spec.Pos, err)
+		return "", &out
+	}
+	return fmt.Sprint(v), nil
+}
+
+var errTaskTimeout = errors.New("the task's timeout has passed")
+
+// moduleHost is what a module sees of the host it works on.
+func (p *playRun) moduleHost(ctx context.Context, t *task, target *hostRun, env *vars.Stack, user string, e report.Event) (*module.Host, context.CancelFunc, context.Context, *outcome) {
+	environment := map[string]string{}
+	for _, v := range t.env {
+		value, err := v.tree.Eval(env)
+		if err == nil {
+			err = knownValue(value)
+		}
+		if err != nil {
+			out := evaluation("environment", v.pos, err)
+			return nil, nil, nil, &out
+		}
+		if _, isSecret := value.(secret.Secret); isSecret {
+			out := fail("%s: a secret cannot be put into the environment, where other processes may read it", v.pos)
+			return nil, nil, nil, &out
+		}
+		environment[v.name] = fmt.Sprint(value)
+	}
+	limit, err := duration(t.timeout, env)
+	if err != nil {
+		out := evaluation("timeout", t.spec.Pos, err)
+		return nil, nil, nil, &out
+	}
+	cancel := context.CancelFunc(func() {})
+	if limit > 0 {
+		ctx, cancel = context.WithTimeoutCause(ctx, limit, errTaskTimeout)
+	}
+	conn, err := p.connect(ctx, target)
+	if err != nil {
+		cancel()
+		out := p.failed(ctx, t, err)
+		return nil, nil, nil, &out
+	}
+	host := &module.Host{Name: target.host.Name, Conn: conn, User: user, Env: environment, Timeout: limit}
+	host.FactsFunc = func(ctx context.Context) (module.Facts, error) { return p.gather(ctx, target, user) }
+	host.ProgressFunc = func(text string) {
+		progress := e
+		progress.Kind, progress.Text = report.Progress, text
+		p.emit(progress)
+	}
+	host.PeerFunc = func(ctx context.Context, name string) (*module.Host, error) {
+		other, err := p.other(name)
+		if err != nil {
+			return nil, err
+		}
+		conn, err := p.connect(ctx, other)
+		if err != nil {
+			return nil, err
+		}
+		peer := *host
+		peer.Name, peer.Conn = other.host.Name, conn
+		peer.FactsFunc = func(ctx context.Context) (module.Facts, error) { return p.gather(ctx, other, user) }
+		return &peer, nil
+	}
+	return host, cancel, ctx, nil
+}
+
+func (h *hostRun) pendingTask() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.pending
+}
+
+func (h *hostRun) setPending(task string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.pending == "" {
+		h.pending = task
+	}
+}
