@@ -12,8 +12,8 @@ import (
 // become \n, so the result is one line. Whatever came from outside the program passes through it before a person sees it.
 func Clean(text string) string { return clean(text, false) }
 
-// cleanLines cleans a text of several lines, keeping its tabs, and returns the lines.
-func cleanLines(text string) []string {
+// CleanLines cleans a text of several lines, keeping its tabs, and returns the lines.
+func CleanLines(text string) []string {
 	text = strings.TrimRight(strings.ReplaceAll(text, "\r\n", "\n"), "\n")
 	if text == "" {
 		return nil

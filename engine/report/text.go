@@ -144,7 +144,7 @@ func (t *Text) result(p *page, e Event, r Result) {
 		case r.Rescued:
 			word, colour = "rescued", yellow
 		}
-		if detail = cleanLines(r.Msg); len(detail) == 1 {
+		if detail = CleanLines(r.Msg); len(detail) == 1 {
 			more, detail = detail[0], nil
 		}
 		if e.Why != "" {
