@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"unicode/utf8"
+	"unicode"
 )
 
 // Error is one mistake in a file, told so that its author can mend it without a search.
@@ -28,7 +28,7 @@ func (e *Error) Error() string {
 	case e.Pos.File != "":
 		fmt.Fprintf(&b, "%s: ", e.Pos.File)
 	}
-	b.WriteString(e.Msg)
+	b.WriteString(printable(e.Msg))
 	if e.Snippet != "" {
 		line, column := window(e.Snippet, e.Pos.Column)
 		fmt.Fprintf(&b, "\n    %s", line)
@@ -37,7 +37,7 @@ func (e *Error) Error() string {
 		}
 	}
 	if e.Hint != "" {
-		fmt.Fprintf(&b, "\n    hint: %s", e.Hint)
+		fmt.Fprintf(&b, "\n    hint: %s", printable(e.Hint))
 	}
 	return b.String()
 }
@@ -45,12 +45,7 @@ func (e *Error) Error() string {
 // window cuts a long line around column and makes every character one column wide.
 func window(line string, column int) (string, int) {
 	const before, width = 70, 110
-	runes := []rune(line)
-	for i, r := range runes {
-		if r < ' ' || r == utf8.RuneError {
-			runes[i] = ' '
-		}
-	}
+	runes := []rune(printable(line))
 	start := 0
 	if column > before {
 		start = min(column-before, len(runes))
@@ -64,6 +59,16 @@ func window(line string, column int) (string, int) {
 		return "…" + text, column - start + 1
 	}
 	return text, column
+}
+
+// printable puts a space for what a terminal might obey.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, text)
 }
 
 // Errors is every mistake found, in the order of their places.

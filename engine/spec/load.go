@@ -13,7 +13,7 @@ import (
 // Load reads the book at path and every file that it imports. The error is Errors: every structural mistake, in the
 // order of their places. isModule tells which task keys are modules; modules lists them, for hints.
 func Load(fsys fs.FS, path string, isModule func(name string) bool, modules []string) (*Book, error) {
-	l := &loader{fsys: fsys, isModule: isModule, modules: modules, files: map[string]*file{}, sources: map[string]*source{}}
+	l := &loader{fsys: fsys, isModule: isModule, modules: modules, files: map[string]*file{}, sources: map[string]*source{}, broken: map[Pos]bool{}}
 	if u, ok := fsys.(under); ok {
 		l.dir = u.dir
 	}
@@ -54,6 +54,7 @@ type loader struct {
 	files    map[string]*file   // by path in fsys
 	sources  map[string]*source // by name in messages
 	imports  int
+	broken   map[Pos]bool // places that YAML mistakes were told of
 	errs     Errors
 }
 
@@ -63,7 +64,9 @@ type file struct {
 }
 
 func (l *loader) errorf(pos Pos, hint, format string, args ...any) {
-	l.errs = append(l.errs, Errorf(pos, hint, format, args...))
+	if !l.broken[pos] {
+		l.errs = append(l.errs, Errorf(pos, hint, format, args...))
+	}
 }
 
 // read parses a file once; a file that is no YAML has a nil value and its mistakes are already told.
@@ -82,6 +85,9 @@ func (l *loader) read(name string) *file {
 	value, src, errs := parse(shown, data)
 	l.sources[shown] = src
 	l.errs = append(l.errs, errs...)
+	for _, e := range errs {
+		l.broken[e.Pos] = true
+	}
 	f.value = value
 	return f
 }
@@ -113,6 +119,7 @@ func reason(err error) string {
 func (l *loader) book(name string) *Book {
 	f := l.read(name)
 	if f.err != nil {
+		f.err.Hint = l.fileHint(name)
 		l.errs = append(l.errs, f.err)
 	}
 	if f.value == nil {
@@ -301,7 +308,7 @@ func (l *loader) oneOf(e Entry, words ...string) string {
 	if text != "" && !slices.Contains(words, text) {
 		hint := DidYouMean(text, words)
 		if hint == "" {
-			hint = "it is one of " + strings.Join(words, ", ")
+			hint = "write " + strings.Join(words, ", ")
 		}
 		l.errorf(e.Value.Pos, hint, "cannot use %q as %q", text, e.Key)
 	}

@@ -28,9 +28,9 @@ func BadName(name string) string {
 
 // Nearest is the candidate that differs least from word, "" if none is near enough to be what was meant.
 func Nearest(word string, candidates []string) string {
-	best, least := "", max(1, len(word)/3)+1
+	best, least := "", max(1, len(word)/3)*(edit+1)+1
 	for _, c := range slices.Sorted(slices.Values(candidates)) {
-		if max(len(c)-len(word), len(word)-len(c)) >= least {
+		if max(len(c)-len(word), len(word)-len(c))*edit >= least {
 			continue
 		}
 		if d := distance(strings.ToLower(word), strings.ToLower(c)); d < least {
@@ -48,28 +48,32 @@ func DidYouMean(word string, candidates []string) string {
 	return ""
 }
 
-// distance counts the insertions, deletions, replacements and swaps of neighbours that lead from a to b.
+// edit is the price of an insertion, a deletion or a swap of neighbours. A replacement costs a little more: a word
+// with the same letters is the likelier one.
+const edit = 10
+
+// distance is the price of the edits that lead from a to b.
 func distance(a, b string) int {
 	if len(a) > 100 || len(b) > 100 {
-		return max(len(a), len(b))
+		return max(len(a), len(b)) * edit
 	}
 	rows := make([][]int, len(a)+1)
 	for i := range rows {
 		rows[i] = make([]int, len(b)+1)
-		rows[i][0] = i
+		rows[i][0] = i * edit
 	}
 	for j := range rows[0] {
-		rows[0][j] = j
+		rows[0][j] = j * edit
 	}
 	for i := 1; i <= len(a); i++ {
 		for j := 1; j <= len(b); j++ {
-			cost := 1
+			cost := edit + 1
 			if a[i-1] == b[j-1] {
 				cost = 0
 			}
-			d := min(rows[i-1][j]+1, rows[i][j-1]+1, rows[i-1][j-1]+cost)
+			d := min(rows[i-1][j]+edit, rows[i][j-1]+edit, rows[i-1][j-1]+cost)
 			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				d = min(d, rows[i-2][j-2]+1)
+				d = min(d, rows[i-2][j-2]+edit)
 			}
 			rows[i][j] = d
 		}

@@ -229,7 +229,7 @@ func (p *Param) convert(value any) (any, error) {
 		case !ok:
 			return nil, p.mismatch(value, "an integer")
 		case p.Type == "port" && (n < 1 || n > 65535):
-			return nil, fmt.Errorf("%d is no port: it must be 1 to 65535", n)
+			return nil, fmt.Errorf("%s is no port: it must be 1 to 65535", p.show(n))
 		}
 		return n, nil
 	case "float":

@@ -19,8 +19,11 @@ func newSource(name string, data []byte) *source {
 	return &source{name: name, lines: lines}
 }
 
-// secretKey finds values that should never be shown, whatever is wrong on their line.
-var secretKey = regexp.MustCompile(`(?i)^(.*(?:pass(?:word|wd|phrase)?|secret|token)["']?\s*:\s+)(\S.*)$`)
+// secretKey finds keys whose values should never be shown, whatever is wrong on their line.
+var secretKey = regexp.MustCompile(`(?i)(?:pass(?:word|wd|phrase)?|secret|token)["']?\s*:\s+["']?`)
+
+// openValue matches values that tell no secret: collections, holes, booleans.
+var openValue = regexp.MustCompile(`^(?:$|[{\[#|>]|(?:true|false|yes|no)\b)`)
 
 // line is a line of the file as it may be shown, "" if there is none. Lines count from 1.
 func (s *source) line(number int) string {
@@ -28,11 +31,9 @@ func (s *source) line(number int) string {
 		return ""
 	}
 	text := s.lines[number-1]
-	if m := secretKey.FindStringSubmatch(text); m != nil {
-		switch value := strings.Trim(m[2], `"' `); {
-		case strings.HasPrefix(value, "{{"), value == "true", value == "false":
-		default:
-			return m[1] + "***"
+	for _, m := range secretKey.FindAllStringIndex(text, -1) {
+		if !openValue.MatchString(text[m[1]:]) {
+			return text[:m[1]] + "***"
 		}
 	}
 	return text

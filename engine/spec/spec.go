@@ -110,11 +110,13 @@ type Task struct {
 	Vars                                 []Entry
 	Environment                          []Entry
 	Tags                                 []string
-	Retries, Delay                       *Value
-	Timeout                              *Value
+	Retries                              *Value // an int, at least 1
+	Delay, Timeout                       *Value // what Seconds takes, or a string with a hole
 	IgnoreErrors                         *Value
 	DelegateTo                           *Value
 	RunOnce                              *Value
 
+	// Block is also what `import_tasks` brought in. Its tasks inherit the block's When, Become, BecomeUser, Vars,
+	// Environment, Tags, IgnoreErrors, DelegateTo and RunOnce; a block has no other keys.
 	Block, Rescue, Always []*Task
 }

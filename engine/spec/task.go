@@ -21,6 +21,11 @@ func (l *loader) tasks(items []*Value, from trail) []*Task {
 	tasks := make([]*Task, 0, len(items))
 	for _, item := range items {
 		tasks = append(tasks, l.task(item, from))
+		for _, e := range item.Map {
+			if e.Key == "listen" {
+				l.errorf(e.Pos, "put the task under `handlers`", "cannot listen in a task: only handlers are notified")
+			}
+		}
 	}
 	return tasks
 }
@@ -190,7 +195,10 @@ func (l *loader) taskHint(key string, known fields) string {
 	if strings.HasPrefix(key, "with_") {
 		return "write `loop` with an expression, a list or a mapping"
 	}
-	return DidYouMean(key, append(slices.Collect(maps.Keys(known)), l.modules...))
+	if hint := DidYouMean(key, append(slices.Collect(maps.Keys(known)), l.modules...)); hint != "" || len(l.modules) == 0 {
+		return hint
+	}
+	return "modules are " + strings.Join(slices.Sorted(slices.Values(l.modules)), ", ")
 }
 
 // imported reads the list of tasks in another file, named relative to the file that names it.
@@ -206,22 +214,22 @@ func (l *loader) imported(e Entry, from trail) ([]*Value, trail) {
 		return nil, nil
 	}
 	switch l.imports++; {
+	case l.imports > maxImports:
+		if l.imports == maxImports+1 {
+			l.errorf(pos, "", "cannot import %q: the runbook imports more than %d files", target, maxImports)
+		}
+		return nil, nil
 	case slices.Contains(from, name):
 		l.errorf(pos, "", "cannot import %q: it would import itself: %s", target, strings.Join(append(slices.Clone(from), name), " → "))
 		return nil, nil
 	case len(from) > maxImportDepth:
 		l.errorf(pos, "", "cannot import %q: imports are nested more than %d deep", target, maxImportDepth)
 		return nil, nil
-	case l.imports > maxImports:
-		if l.imports == maxImports+1 {
-			l.errorf(pos, "", "cannot import %q: the runbook imports more than %d files", target, maxImports)
-		}
-		return nil, nil
 	}
 	f := l.read(name)
 	switch {
 	case f.err != nil:
-		l.errorf(pos, l.importHint(name), "cannot import %q: %s", target, strings.TrimPrefix(f.err.Msg, "cannot read the file: "))
+		l.errorf(pos, l.fileHint(name), "cannot import %q: %s", target, strings.TrimPrefix(f.err.Msg, "cannot read the file: "))
 		return nil, nil
 	case f.value == nil:
 		return nil, nil
@@ -231,12 +239,14 @@ func (l *loader) imported(e Entry, from trail) ([]*Value, trail) {
 	return f.value.List, append(slices.Clone(from), name)
 }
 
-// importHint names a file that may have been meant.
-func (l *loader) importHint(name string) string {
+// fileHint names a file that may have been meant.
+func (l *loader) fileHint(name string) string {
 	files, _ := fs.ReadDir(l.fsys, path.Dir(name))
 	var names []string
 	for _, f := range files {
-		names = append(names, f.Name())
+		if !f.IsDir() {
+			names = append(names, f.Name())
+		}
 	}
 	return DidYouMean(path.Base(name), names)
 }

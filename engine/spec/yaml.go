@@ -311,10 +311,8 @@ func syntaxHint(src *source, pos Pos, msg string) string {
 		return "a key ends in a colon and a space; a text of several lines starts with `|`"
 	case quotedPart.MatchString(text):
 		return "put quotes around the whole value, not around its beginning"
-	case strings.Contains(msg, "expected key"):
-		return "check the indentation: keys of one mapping start in the same column"
-	case strings.Contains(msg, "'-' indicator"):
-		return "check the indentation: the items of one list start in the same column"
+	case strings.Contains(msg, "expected key"), strings.Contains(msg, "'-' indicator"):
+		return "check the indentation: keys of one mapping, and items of one list, start in the same column"
 	}
 	return ""
 }
