@@ -31,6 +31,7 @@ type outcome struct {
 	result report.Result
 	values map[string]any // what register binds
 	lost   bool           // the host could not be reached
+	notRun bool           // check mode: declared to change nothing, so there is nothing to judge
 }
 
 func (o *outcome) changed() bool {
@@ -484,45 +485,36 @@ func (p *playRun) judge(t *task, env *vars.Stack, out *outcome) {
 	if out.values == nil {
 		out.values = common(out.result, nil)
 	}
-	if out.lost || out.result.Status == report.Unknown || out.result.Status == report.Skipped {
+	if out.lost || out.notRun || out.result.Status == report.Unknown || out.result.Status == report.Skipped {
 		return
 	}
 	after := resultEnv(t, env, out.values)
-	if len(t.failedWhen) > 0 && (out.result.Status != report.Failed || out.values["rc"] != nil) {
-		all, why := true, ""
-		for _, f := range t.failedWhen {
-			holds, err := f.expr.EvalBool(after)
-			if err != nil {
-				*out = evaluation("failed_when", f.pos, err)
-				out.values = common(out.result, nil)
-				return
-			}
-			all = all && holds
-			why = because(f, after)
-		}
+	if len(t.failedWhen) > 0 {
+		failed, why, err := conjunction(t.failedWhen, after)
 		switch {
-		case all:
+		case err != nil && out.result.Status == report.Failed:
+			// It failed before it had the values to judge it by: it stays failed.
+		case err != nil:
+			*out = evaluation("failed_when", t.failedWhen[0].pos, err)
+			out.values = common(out.result, nil)
+			return
+		case failed && out.result.Status != report.Failed:
 			out.result.Status, out.result.Msg = report.Failed, "failed_when: "+why
-		case out.result.Status == report.Failed:
-			out.result.Status, out.result.Msg = report.Changed, ""
-			if p.job.Check {
-				out.result.Status = report.OK
+		case !failed && out.result.Status == report.Failed:
+			out.result.Status = report.OK
+			if len(out.result.Changes) > 0 {
+				out.result.Status = report.Changed
 			}
 		}
 	}
 	if len(t.changedWhen) > 0 && out.result.Status != report.Failed {
-		all := true
-		for _, c := range t.changedWhen {
-			holds, err := c.expr.EvalBool(after)
-			if err != nil {
-				*out = evaluation("changed_when", c.pos, err)
-				out.values = common(out.result, nil)
-				return
-			}
-			all = all && holds
-		}
+		changed, _, err := conjunction(t.changedWhen, after)
 		switch {
-		case !all:
+		case err != nil:
+			*out = evaluation("changed_when", t.changedWhen[0].pos, err)
+			out.values = common(out.result, nil)
+			return
+		case !changed:
 			out.result.Status, out.result.Changes = report.OK, nil
 		case p.job.Check:
 			out.result.Status = report.WouldChange
@@ -531,6 +523,19 @@ func (p *playRun) judge(t *task, env *vars.Stack, out *outcome) {
 		}
 	}
 	out.values = common(out.result, out.values)
+}
+
+// conjunction evaluates conditions that must all hold and tells of the last what it was computed from.
+func conjunction(list []cond, env vars.Env) (holds bool, why string, err error) {
+	holds = true
+	for _, c := range list {
+		one, err := c.expr.EvalBool(env)
+		if err != nil {
+			return false, "", err
+		}
+		holds, why = holds && one, because(c, env)
+	}
+	return holds, why, nil
 }
 
 // perform evaluates a task's arguments for a host, checks, and unless this is check mode applies and checks again.
@@ -590,7 +595,13 @@ func (p *playRun) predict(t *task, m module.Module, target *hostRun, plan module
 	if plan.Unknown != "" {
 		out.result.Status, out.result.Because = report.Unknown, plan.Unknown
 	}
-	target.setPending(name)
+	if plan.Unknown != "" && neverChanges(t) {
+		// It is declared to change nothing, so nothing that follows hangs on it but its own values.
+		out.notRun = true
+		out.result = report.Result{Status: report.OK, Because: "declared to change nothing; not run in check mode", Provisional: true}
+	} else {
+		target.setPending(name)
+	}
 	if plan.Pending || plan.Unknown != "" {
 		out.values = map[string]any{}
 		if r, ok := m.(module.Returner); ok {
@@ -601,6 +612,16 @@ func (p *playRun) predict(t *task, m module.Module, target *hostRun, plan module
 	}
 	out.values = common(out.result, out.values)
 	return out
+}
+
+// neverChanges reports whether a task says changed_when: false.
+func neverChanges(t *task) bool {
+	for _, c := range t.changedWhen {
+		if v, err := c.expr.Eval(vars.NewStack()); err == nil && v == false {
+			return true
+		}
+	}
+	return false
 }
 
 // checkFailed is the verdict on a Check that could not do its work.
