@@ -64,9 +64,10 @@ func (t *Text) Event(e Event) {
 			t.result(&p, e, *e.Result)
 		}
 	case HostLost:
-		p.add(t.line("lost", red, e, "takes no further part"+after(": ", Clean(e.Text))))
+		// Why was told by the task that lost it.
+		p.add(t.line("lost", red, Event{Host: e.Host}, "takes no further part"))
 	case PlayStopped:
-		p.add(t.paint(red, "STOPPED") + after("  ", Clean(e.Play)) + after(": ", Clean(e.Text)))
+		p.add(t.paint(red, "STOPPED") + "  " + Clean(e.Text))
 	case Warning:
 		p.add(t.line("warning", yellow, e, Clean(e.Text)))
 	case RunEnd:
@@ -183,18 +184,18 @@ func (t *Text) changes(changes []Change) string {
 	parts := make([]string, len(changes))
 	for i, c := range changes {
 		parts[i] = Clean(c.What)
-		if isShort(c) && (c.Before != "" || c.After != "") {
-			parts[i] += fmt.Sprintf(" (%s → %s)", value(c.Before), value(c.After))
+		before, after := Clean(c.Before), Clean(c.After)
+		switch {
+		case !isShort(c) || before+after == "":
+		case before == "":
+			parts[i] += " (" + after + ")"
+		case after == "":
+			parts[i] += " (was " + before + ")"
+		default:
+			parts[i] += " (" + before + " → " + after + ")"
 		}
 	}
 	return strings.Join(parts, ", ")
-}
-
-func value(text string) string {
-	if text == "" {
-		return "none"
-	}
-	return Clean(text)
 }
 
 // isShort says that a change's values fit on its line, so that a diff would add nothing.
