@@ -1,0 +1,32 @@
+#!/bin/sh
+# Installs what the lab and the tests need on a Debian machine, if anything is missing. Starts no service, and leaves
+# none running that was not running before. Go is not among it: see README.
+set -eu
+
+packages="systemd-container mmdebstrap iproute2 util-linux openssl openssh-client openssh-server mariadb-server sudo gcc libc6-dev"
+
+missing=
+for package in $packages; do
+	if [ "$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null)" != installed ]; then
+		missing="$missing $package"
+	fi
+done
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" != 0 ]; then
+	echo "deps.sh: not installed:$missing; run it as root to install them" >&2
+	exit 1
+fi
+echo "installing:$missing"
+
+# Servers are for the tests to start, each its own. While this file says so, no package starts one.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+	printf '#!/bin/sh\nexit 101\n' >"$policy"
+	chmod +x "$policy"
+	trap 'rm -f "$policy"' EXIT
+	trap 'exit 1' HUP INT TERM
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends $missing >/dev/null

@@ -1,0 +1,62 @@
+-- The service databases of a grid site that has seen some years: a VO's membership and a file catalogue.
+-- Accents, other scripts and emoji are here because a dump in the wrong character set destroys them silently; the
+-- view, trigger, routine and event because a dump leaves some of them out unless asked.
+SET NAMES utf8mb4;
+CREATE DATABASE voms_lab_vo CHARACTER SET utf8mb4;
+USE voms_lab_vo;
+CREATE TABLE version (version INT NOT NULL) ENGINE=InnoDB;
+CREATE TABLE ca (cid INT PRIMARY KEY AUTO_INCREMENT, subject_string VARCHAR(255) NOT NULL UNIQUE) ENGINE=InnoDB;
+CREATE TABLE usr (
+	userid INT PRIMARY KEY AUTO_INCREMENT,
+	name VARCHAR(128) NOT NULL,
+	institution VARCHAR(128) NOT NULL,
+	registered TIMESTAMP NOT NULL DEFAULT '2024-01-01 00:00:01'
+) ENGINE=InnoDB;
+CREATE TABLE certificate (
+	usr_id INT NOT NULL, subject_string VARCHAR(255) NOT NULL, ca_id INT NOT NULL,
+	suspended BOOLEAN NOT NULL DEFAULT FALSE, suspended_reason VARCHAR(255),
+	FOREIGN KEY (usr_id) REFERENCES usr (userid), FOREIGN KEY (ca_id) REFERENCES ca (cid)
+) ENGINE=InnoDB;
+CREATE TABLE `groups` (gid INT PRIMARY KEY AUTO_INCREMENT, dn VARCHAR(255) NOT NULL UNIQUE) ENGINE=InnoDB;
+CREATE TABLE roles (rid INT PRIMARY KEY AUTO_INCREMENT, role VARCHAR(255) NOT NULL UNIQUE) ENGINE=InnoDB;
+CREATE TABLE m (
+	userid INT NOT NULL, gid INT NOT NULL, rid INT,
+	FOREIGN KEY (userid) REFERENCES usr (userid), FOREIGN KEY (gid) REFERENCES `groups` (gid)
+) ENGINE=InnoDB;
+CREATE TABLE audit (id INT PRIMARY KEY AUTO_INCREMENT, what VARCHAR(255) NOT NULL) ENGINE=InnoDB;
+INSERT INTO version VALUES (3);
+INSERT INTO ca (subject_string) VALUES ('/DC=org/DC=example/CN=Lab CA');
+INSERT INTO usr (name, institution) VALUES
+	('Alice Researcher', 'Institute of Examples'),
+	('Użytkownik Ćwiczebny', 'Łódź'),
+	('Élève Modèle', 'École d’exemple'),
+	('実験 利用者', '漢字研究所'),
+	('Emoji 🔬🧪', 'Straße 1');
+INSERT INTO certificate (usr_id, subject_string, ca_id) SELECT userid, CONCAT('/DC=org/DC=example/CN=', name), 1 FROM usr;
+INSERT INTO `groups` (dn) VALUES ('/lab.vo'), ('/lab.vo/production'), ('/lab.vo/漢字');
+INSERT INTO roles (role) VALUES ('VO-Admin'), ('production');
+INSERT INTO m SELECT userid, gid, NULL FROM usr, `groups`;
+CREATE VIEW members AS
+	SELECT u.name, g.dn FROM usr u JOIN m ON m.userid = u.userid JOIN `groups` g ON g.gid = m.gid;
+CREATE TRIGGER usr_added AFTER INSERT ON usr FOR EACH ROW INSERT INTO audit (what) VALUES (CONCAT('added ', NEW.name));
+DELIMITER //
+CREATE PROCEDURE suspend(IN who INT, IN why VARCHAR(255))
+BEGIN
+	UPDATE certificate SET suspended = TRUE, suspended_reason = why WHERE usr_id = who;
+END //
+CREATE FUNCTION member_count() RETURNS INT READS SQL DATA
+	RETURN (SELECT COUNT(DISTINCT userid) FROM m) //
+DELIMITER ;
+CREATE DATABASE cns_db CHARACTER SET utf8mb4;
+USE cns_db;
+CREATE TABLE Cns_file_metadata (
+	fileid BIGINT PRIMARY KEY AUTO_INCREMENT, parent_fileid BIGINT, name VARCHAR(231) NOT NULL, filesize BIGINT NOT NULL,
+	guid BINARY(16)
+) ENGINE=InnoDB;
+CREATE TABLE Cns_file_replica (
+	fileid BIGINT NOT NULL, sfn TEXT NOT NULL, KEY (fileid)
+) ENGINE=InnoDB;
+INSERT INTO Cns_file_metadata (parent_fileid, name, filesize, guid)
+	SELECT 1, CONCAT('run-', seq, IF(seq % 10 = 0, '-żółć', '')), seq * 1048576, UNHEX(MD5(seq)) FROM seq_1_to_2000;
+INSERT INTO Cns_file_replica
+	SELECT fileid, CONCAT('srm://se.example.org/lab.vo/', name) FROM Cns_file_metadata;
