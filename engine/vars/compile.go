@@ -3,7 +3,6 @@ package vars
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -22,6 +21,7 @@ const (
 	maxSource   = 4 << 10 // bytes of one expression
 	maxBrackets = 64      // open at once
 	maxUnary    = 16      // signs and negations in a row
+	maxVisits   = 20_000  // of nodes: a < b < c shares b, so that nested ones have many more nodes than characters
 	maxTemplate = 1 << 20 // bytes of a text or template
 )
 
@@ -40,7 +40,7 @@ type Expr struct {
 	names    []string
 	hosts    []*Expr
 	operands map[ast.Node]string
-	patterns map[ast.Node]*regexp.Regexp
+	patterns map[ast.Node]*pattern
 }
 
 // CompileExpr compiles an expression. Errors are *Error.
@@ -84,7 +84,7 @@ func compileAt(src string, s *Scope, at place) (e *Expr, err error) {
 	if err != nil {
 		return nil, explain(err, tree, src, at)
 	}
-	e = &Expr{src: src, at: at, root: tree.Node, operands: map[ast.Node]string{}, patterns: map[ast.Node]*regexp.Regexp{}}
+	e = &Expr{src: src, at: at, root: tree.Node, operands: map[ast.Node]string{}, patterns: map[ast.Node]*pattern{}}
 	r := resolver{Expr: e, scope: s, used: types.Map{}}
 	if err := r.resolve(tree.Node, nil, true); err != nil {
 		return nil, err
@@ -219,13 +219,17 @@ func (l *locals) find(name string) (any, bool) {
 // the variables it uses.
 type resolver struct {
 	*Expr
-	scope *Scope
-	used  types.Map
-	hosts []ast.Node
+	scope  *Scope
+	used   types.Map
+	hosts  []ast.Node
+	visits int
 }
 
 // resolve walks n; top says that n is not the base of a longer chain of members.
 func (r *resolver) resolve(n ast.Node, bound *locals, top bool) error {
+	if r.visits++; r.visits > maxVisits {
+		return r.at.errorf("", "the expression is nested too deeply")
+	}
 	all := func(nodes ...ast.Node) error {
 		for _, n := range nodes {
 			if n == nil {
@@ -290,7 +294,7 @@ func (r *resolver) resolve(n ast.Node, bound *locals, top bool) error {
 	case *ast.BinaryNode:
 		if s, ok := n.Right.(*ast.StringNode); ok && n.Operator == "matches" {
 			// A pattern that does not compile is reported by the checker.
-			if p, err := regexp.Compile(s.Value); err == nil {
+			if p, err := compilePattern(s.Value); err == nil {
 				r.patterns[n] = p
 			}
 		}

@@ -2,9 +2,8 @@ package vars
 
 import (
 	"errors"
-	"fmt"
+	"math"
 	"reflect"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -27,22 +26,40 @@ var evalTime = 2 * time.Second
 // run is one evaluation of a tree.
 type run struct {
 	env      Env
+	seen     []locals // names looked up so far: within one evaluation a name has one value
 	deadline time.Time
-	steps    int
+	steps    int // taken so far, and when the clock is read next
+	nextLook int
 	items    int // made so far
 	operands *[]Operand
 }
 
-func newRun(env Env) *run { return &run{env: env, deadline: time.Now().Add(evalTime)} }
+func newRun(env Env) *run { return &run{env: env, deadline: time.Now().Add(evalTime), nextLook: 256} }
 
-var errTooLong = fmt.Errorf("the evaluation takes longer than %v", evalTime)
+var errTooLong = errors.New("the evaluation takes too long")
 
-// step is called in every loop of an evaluation, so that none goes on for ever.
-func (r *run) step() error {
-	if r.steps++; r.steps%256 == 0 && time.Now().After(r.deadline) {
-		return errTooLong
+// work counts steps, of about the work of a comparison each, so that no evaluation goes on for ever.
+func (r *run) work(steps int) error {
+	if r.steps += steps; r.steps >= r.nextLook {
+		r.nextLook = r.steps + 256
+		if time.Now().After(r.deadline) {
+			return errTooLong
+		}
 	}
 	return nil
+}
+
+func (r *run) lookup(name string) (any, error) {
+	for _, s := range r.seen {
+		if s.name == name {
+			return s.value, nil
+		}
+	}
+	v, err := r.waiting(func() (any, error) { return r.env.Lookup(name) })
+	if err == nil {
+		r.seen = append(r.seen, locals{name: name, value: v})
+	}
+	return v, err
 }
 
 // waiting runs what may take its time without being the evaluation's fault.
@@ -50,10 +67,10 @@ func (r *run) waiting(f func() (any, error)) (any, error) {
 	begun := time.Now()
 	v, err := f()
 	r.deadline = r.deadline.Add(time.Since(begun))
-	if u, ok := v.(Unknown); ok && err == nil {
-		return nil, &UnknownError{Because: u.Because}
+	if err != nil {
+		return nil, err
 	}
-	return v, err
+	return known(v)
 }
 
 // A missing value is an error that ?. and ?? forgive.
@@ -142,7 +159,7 @@ type eval struct {
 }
 
 func (x eval) node(n ast.Node, bound *locals) (any, error) {
-	if err := x.step(); err != nil {
+	if err := x.work(1); err != nil {
 		return nil, err
 	}
 	v, err := x.plainNode(n, bound)
@@ -174,7 +191,7 @@ func (x eval) plainNode(n ast.Node, bound *locals) (any, error) {
 		if v, ok := bound.find(n.Value); ok {
 			return known(v)
 		}
-		return x.waiting(func() (any, error) { return x.env.Lookup(n.Value) })
+		return x.lookup(n.Value)
 	case *ast.PointerNode:
 		v, _ := bound.find("#" + n.Name)
 		return known(v)
@@ -237,10 +254,27 @@ func (x eval) plainNode(n ast.Node, bound *locals) (any, error) {
 	return nil, x.e.errorf(n, "", "cannot evaluate %s", n)
 }
 
-// known is v, or the error that it is not known.
+// known is v, with plain types for scalars, or the error that it is not known.
 func known(v any) (any, error) {
-	if u, ok := v.(Unknown); ok {
-		return nil, &UnknownError{Because: u.Because}
+	switch v := v.(type) {
+	case nil, string, int, bool, float64, []any, map[string]any, secret.Secret:
+		return v, nil
+	case Unknown:
+		return nil, &UnknownError{Because: v.Because}
+	}
+	switch r := reflect.ValueOf(v); {
+	case r.CanInt():
+		return int(r.Int()), nil
+	case r.CanUint() && r.Uint() <= math.MaxInt:
+		return int(r.Uint()), nil
+	case r.CanUint():
+		return float64(r.Uint()), nil
+	case r.CanFloat():
+		return r.Float(), nil
+	case r.Kind() == reflect.String:
+		return r.String(), nil
+	case r.Kind() == reflect.Bool:
+		return r.Bool(), nil
 	}
 	return v, nil
 }
@@ -524,12 +558,14 @@ func (x eval) open(n ast.Node, v any, what string, shallow bool) error {
 	if shallow {
 		return nil
 	}
-	switch err := inspect(v, true); {
-	case err == errSecret:
+	weight, err := inspect(v, true)
+	if err == errSecret {
 		return x.e.errorf(n, secretHint, "%s holds a secret: it cannot be used with %s", n, what)
-	default:
+	}
+	if err != nil {
 		return err
 	}
+	return x.work(weight)
 }
 
 // made counts items that the evaluation made, so that it cannot fill the memory.
@@ -537,7 +573,7 @@ func (r *run) made(n int) error {
 	if r.items += n; r.items > maxItems {
 		return errTooLarge
 	}
-	return nil
+	return r.work(n)
 }
 
 // overItems evaluates a function that has a condition or expression for every item.
@@ -552,7 +588,7 @@ func (x eval) overItems(n *ast.BuiltinNode, bound *locals) (any, error) {
 	}
 	// item evaluates the expression for one item, the item itself if there is none.
 	item := func(i int) (any, error) {
-		if err := x.step(); err != nil {
+		if err := x.work(1); err != nil {
 			return nil, err
 		}
 		if len(n.Arguments) < 2 {
@@ -684,14 +720,18 @@ func (x eval) sortBy(n *ast.BuiltinNode, items []any, item func(int) (any, error
 	return sorted.Array, x.made(len(items))
 }
 
-// pattern is the compiled right side of matches.
-func (x eval) pattern(n *ast.BinaryNode, source string) (*regexp.Regexp, error) {
-	if p := x.e.patterns[n]; p != nil {
-		return p, nil
+// matches applies the compiled right side of matches, or compiles it now.
+func (x eval) matches(n *ast.BinaryNode, text, source string) (bool, error) {
+	p := x.e.patterns[n]
+	if p == nil {
+		var err error
+		if p, err = compilePattern(source); err != nil {
+			return false, x.e.errorf(n.Right, "", "%v", err)
+		}
 	}
-	p, err := compilePattern(source)
+	m, err := p.match(text)
 	if err != nil {
-		return nil, x.e.errorf(n.Right, "", "%v", err)
+		return false, x.e.errorf(n, "", "%v", err)
 	}
-	return p, nil
+	return m != nil, nil
 }

@@ -150,9 +150,11 @@ func (f *function) apply(args []any) (v any, err error) {
 		}
 	}()
 	if f.call.Validate == nil {
-		if args = f.fit(args); args == nil {
+		fitted := f.fit(args)
+		if fitted == nil {
 			return nil, fmt.Errorf("cannot take %s", describe(args))
 		}
+		args = fitted
 	}
 	switch {
 	case f.call.Fast != nil:
@@ -169,6 +171,9 @@ func (f *function) apply(args []any) (v any, err error) {
 }
 
 func describe(args []any) string {
+	if len(args) == 0 {
+		return "nothing"
+	}
 	words := make([]string, len(args))
 	for i, arg := range args {
 		words[i] = a(arg)
@@ -391,9 +396,9 @@ func capture(args ...any) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := p.FindStringSubmatch(args[0].(string))
+	m, err := p.match(args[0].(string))
 	if m == nil {
-		return nil, nil
+		return nil, err
 	}
 	return m[min(1, len(m)-1)], nil
 }

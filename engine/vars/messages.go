@@ -133,6 +133,7 @@ var plain = []struct {
 	{regexp.MustCompile(`^predicate should return boolean \(got (.*)\)$`), "the condition inside gives a $1, not true or false", ""},
 	{regexp.MustCompile(`^non-bool expression \(type (.*)\) used as condition$`), "the condition gives a $1, not true or false", `compare: x == "", or empty(x)`},
 	{regexp.MustCompile(`^Operator \((.*)\) and coalesce expressions \(\?\?\) cannot be mixed.*$`), "?? cannot be mixed with $1", "put parentheses around (x ?? y)"},
+	{regexp.MustCompile(`^.* is not callable$`), "a variable has the name of this function", "rename the variable"},
 	{regexp.MustCompile(`^error parsing regexp: (.*)$`), "the pattern is not a regular expression: $1", ""},
 	{regexp.MustCompile(`(?s)^.*exceeds maximum allowed nodes.*$`), "the expression is too long", ""},
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"regexp"
+	"regexp/syntax"
 	"sort"
 	"strings"
 
@@ -36,7 +37,7 @@ func (x eval) unary(n *ast.UnaryNode, v any) (any, error) {
 }
 
 // operator applies an operator to two values.
-func (x eval) operator(n *ast.BinaryNode, l, r any) (any, error) {
+func (x eval) operator(n *ast.BinaryNode, l, r any) (v any, err error) {
 	comparesNil := (n.Operator == "==" || n.Operator == "!=") && (l == nil || r == nil)
 	if err := x.open(n.Left, l, n.Operator, comparesNil); err != nil {
 		return nil, err
@@ -52,6 +53,11 @@ func (x eval) operator(n *ast.BinaryNode, l, r any) (any, error) {
 		}
 		return x.e.errorf(n, hint, "cannot use %s between %s (%s) and %s (%s)", n.Operator, n.Left, a(l), n.Right, a(r))
 	}
+	defer func() { // expr's operators panic where they have no result
+		if recover() != nil {
+			v, err = nil, mismatch()
+		}
+	}()
 	numbers := isNumber(l) && isNumber(r)
 	ls, lok := l.(string)
 	rs, rok := r.(string)
@@ -105,11 +111,7 @@ func (x eval) operator(n *ast.BinaryNode, l, r any) (any, error) {
 		case "endsWith":
 			return strings.HasSuffix(ls, rs), nil
 		}
-		p, err := x.pattern(n, rs)
-		if err != nil {
-			return nil, err
-		}
-		return p.MatchString(ls), nil
+		return x.matches(n, ls, rs)
 	case "+":
 		if texts {
 			if len(ls)+len(rs) > maxBytes {
@@ -162,7 +164,7 @@ func (x eval) in(n *ast.BinaryNode, l, r any) (any, error) {
 		return nil, x.e.errorf(n, hint, "in needs a list or a map, and %s is %s", n.Right, a(r))
 	}
 	for _, item := range items {
-		if err := x.step(); err != nil {
+		if err := x.work(1); err != nil {
 			return nil, err
 		}
 		if same(l, item) {
@@ -210,7 +212,16 @@ func stableSort(s sort.Interface) (err error) {
 	return nil
 }
 
-func compilePattern(source string) (*regexp.Regexp, error) {
+// pattern is a regular expression that knows how much work it makes.
+type pattern struct {
+	*regexp.Regexp
+	size int
+}
+
+// maxMatching bounds the length of a text times the size of a pattern, which is what matching may take.
+const maxMatching = 200_000_000
+
+func compilePattern(source string) (*pattern, error) {
 	if len(source) > maxSource {
 		return nil, fmt.Errorf("a pattern may have %d bytes", maxSource)
 	}
@@ -219,7 +230,23 @@ func compilePattern(source string) (*regexp.Regexp, error) {
 		msg, _ := inPlainWords(err.Error())
 		return nil, errors.New(msg)
 	}
-	return p, nil
+	parsed, err := syntax.Parse(source, syntax.Perl)
+	if err != nil {
+		return nil, err
+	}
+	program, err := syntax.Compile(parsed.Simplify())
+	if err != nil {
+		return nil, err
+	}
+	return &pattern{p, len(program.Inst)}, nil
+}
+
+// match gives the first match with its groups, nil if there is none.
+func (p *pattern) match(text string) ([]string, error) {
+	if len(text) > maxMatching/p.size {
+		return nil, errors.New("the text is too long for this pattern")
+	}
+	return p.FindStringSubmatch(text), nil
 }
 
 // Keyer is a Fetcher that can list its keys, for `in`, keys() and hints.
@@ -289,7 +316,7 @@ func isScalar(v any) bool {
 func a(v any) string {
 	switch v.(type) {
 	case nil:
-		return "without a value"
+		return "nil"
 	case Fetcher:
 		return "a map"
 	}
@@ -309,11 +336,13 @@ var (
 )
 
 // inspect walks a value and all below it: an Unknown in it is an *UnknownError, more than a reasonable number of
-// values errTooLarge, and a secret, if they matter, errSecret.
-func inspect(v any, secrets bool) error {
-	switch v.(type) {
-	case nil, bool, int, string, float64:
-		return nil
+// values errTooLarge, and a secret, if they matter, errSecret. The weight is about how many there are.
+func inspect(v any, secrets bool) (weight int, err error) {
+	switch v := v.(type) {
+	case nil, bool, int, float64:
+		return 1, nil
+	case string:
+		return 1 + len(v)/64, nil
 	}
 	items, bytes := 0, 0
 	var walk func(v any) error
@@ -359,5 +388,6 @@ func inspect(v any, secrets bool) error {
 		}
 		return nil
 	}
-	return walk(v)
+	err = walk(v)
+	return items + bytes/64, err
 }

@@ -244,7 +244,7 @@ func (f *forPart) write(r *run, bound *locals, out *output) error {
 		return f.over.errorf(f.over.root, f.hint(), "%s is %s, which this for cannot go through", f.over.Source(), a(v))
 	}
 	for i, item := range items {
-		if err := r.step(); err != nil {
+		if err := r.work(1); err != nil {
 			return f.over.errorf(f.over.root, "", "%v", err)
 		}
 		inner := &locals{f.name, item, &locals{"loop", map[string]any{"index": i + 1, "first": i == 0, "last": i == len(items)-1}, bound}}

@@ -30,7 +30,7 @@ func evaluate(t inner, env Env) (any, error) {
 	case string, bool, int, nil:
 		return v, nil
 	}
-	if err := inspect(v, false); err != nil {
+	if _, err := inspect(v, false); err != nil {
 		return nil, surface(err)
 	}
 	return v, nil

@@ -16,10 +16,12 @@ type Fetcher interface {
 // Unknown stands for a value that check mode cannot know. Whatever is computed from it is unknown too.
 type Unknown struct{ Because string }
 
+func (u Unknown) String() string { return "not known in check mode: " + u.Because }
+
 // UnknownError is the result of an evaluation that met an Unknown.
 type UnknownError struct{ Because string }
 
-func (e *UnknownError) Error() string { return "not known in check mode: " + e.Because }
+func (e *UnknownError) Error() string { return Unknown(*e).String() }
 
 // Tree is a compiled value: a constant, an expression, a text with holes, a template, or a list or map of trees.
 type Tree interface {
