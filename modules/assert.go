@@ -1,0 +1,54 @@
+package modules
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"runbook/engine/module"
+)
+
+func init() { register("assert", func() module.Module { return &assert{} }) }
+
+// assert fails unless conditions hold. It changes nothing and asks the host nothing.
+type assert struct {
+	// Conditions that must all hold: bare expressions, without {{ }}.
+	That []module.Condition `yaml:"that" required:"true" short:"true"`
+	// Sentence for when one does not hold: what is wrong, and what to do about it.
+	Msg string `yaml:"msg"`
+	// Sentence for when all hold.
+	SuccessMsg string `yaml:"success_msg"`
+}
+
+// Check tells every condition that does not hold, with the values it was computed from.
+func (a *assert) Check(context.Context, *module.Host) (module.Plan, error) {
+	var failed []error
+	for _, c := range a.That {
+		if c.Value {
+			continue
+		}
+		text := "not true: " + c.Source
+		if c.Operands != "" {
+			text += " (" + c.Operands + ")"
+		}
+		failed = append(failed, errors.New(text))
+	}
+	switch err := errors.Join(failed...); {
+	case err == nil:
+		return module.Plan{Values: module.Values{"msg": a.SuccessMsg}}, nil
+	case a.Msg != "":
+		return module.Plan{}, fmt.Errorf("%s\n%w", a.Msg, err)
+	default:
+		return module.Plan{}, err
+	}
+}
+
+// Apply has nothing to do.
+func (a *assert) Apply(_ context.Context, _ *module.Host, plan module.Plan) (module.Values, error) {
+	return plan.Values, nil
+}
+
+// Returns documents the result.
+func (*assert) Returns() []module.Return {
+	return []module.Return{{Name: "msg", Type: "string", Help: "success_msg"}}
+}

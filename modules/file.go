@@ -1,0 +1,372 @@
+package modules
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"strconv"
+	"strings"
+
+	"runbook/engine/module"
+	"runbook/engine/transport"
+)
+
+func init() { register("file", func() module.Module { return &file{State: "file"} }) }
+
+// file sees to the kind, permissions and owner of a path: a directory, a link, a file, or nothing.
+type file struct {
+	// The path.
+	Path string `yaml:"path" required:"true"`
+	// What is to be there. file: a regular file that something else has made. directory: made with its parents if missing. touch: a
+	// file, made empty if missing. link: a symbolic link to src. absent: nothing.
+	State string `yaml:"state" choices:"file,directory,touch,link,absent"`
+	// What the link points to; a relative path is seen from the link's directory.
+	Src string `yaml:"src"`
+	// For state directory: everything below it gets the owner, group and mode too. Files get the execute bits of mode only if they have
+	// one already; links are left alone. For state absent: a directory goes with all that is in it.
+	Recurse bool `yaml:"recurse"`
+	// For state link: replace a file or an empty directory that is in the way, and point to what is not there.
+	Force bool `yaml:"force"`
+	owned
+}
+
+// Validate refuses what cannot be meant.
+func (f *file) Validate() error {
+	errs := []error{absolute("path", f.Path), f.owned.validate()}
+	refuse := func(arg, msg, hint string) { errs = append(errs, &module.ArgError{Path: arg, Msg: msg, Hint: hint}) }
+	clean := path.Clean(f.Path)
+	if f.State == "absent" && strings.Count(clean, "/") < 2 {
+		refuse("path", fmt.Sprintf("will not remove %s, at the top of the file system", clean), "")
+	}
+	switch {
+	case f.State == "link" && f.Src == "":
+		refuse("src", "is needed for state link", "")
+	case f.State != "link" && f.Src != "":
+		refuse("src", "goes with state link only", "")
+	case f.State == "link" && f.Mode.Set:
+		refuse("mode", "cannot be set on a link", "")
+	case f.State == "absent" && f.owned != owned{}:
+		refuse("state", "absent goes with neither mode, owner nor group", "")
+	case f.Recurse && f.State != "directory" && f.State != "absent":
+		refuse("recurse", "goes with state directory or absent only", "")
+	case f.Recurse && f.State == "directory" && f.owned == owned{}:
+		refuse("recurse", "has nothing to set", "give mode, owner or group")
+	case f.Force && f.State != "link":
+		refuse("force", "goes with state link only", "")
+	}
+	return errors.Join(errs...)
+}
+
+// owned are the arguments of every module that leaves a file behind.
+type owned struct {
+	// Permissions as four octal digits, such as 0640. Without it they stay as they are; a new file gets 0644, a new directory 0755.
+	Mode module.Mode `yaml:"mode"`
+	// Name of the owner. Without it the owner stays as it is; what is new belongs to the task's user.
+	Owner string `yaml:"owner"`
+	// Name of the group. Without it the group stays as it is; what is new belongs to the primary group of the task's user.
+	Group string `yaml:"group"`
+}
+
+func (o owned) validate() error {
+	var errs []error
+	for _, arg := range [][2]string{{"owner", o.Owner}, {"group", o.Group}} {
+		name, value := arg[0], arg[1]
+		if value != "" && strings.Trim(value, "0123456789") == "" {
+			errs = append(errs, &module.ArgError{Path: name, Msg: fmt.Sprintf("%q is a number", value), Hint: "give the name"})
+		} else if strings.ContainsAny(value, ": \t\n\x00") || strings.HasPrefix(value, "-") {
+			errs = append(errs, &module.ArgError{Path: name, Msg: fmt.Sprintf("%q is not a name", value)})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// diff lists how info differs; for what is not there it lists what is asked for.
+func (o owned) diff(file string, info transport.FileInfo) []module.Change {
+	var changes []module.Change
+	add := func(what, before, after string) {
+		if !info.Exists() {
+			before = ""
+		}
+		if before != after {
+			changes = append(changes, module.Change{What: what + " of " + file, Before: before, After: after})
+		}
+	}
+	if o.Mode.Set {
+		add("mode", module.Mode{Set: true, Bits: info.Mode}.String(), o.Mode.String())
+	}
+	if o.Owner != "" {
+		add("owner", info.Owner, o.Owner)
+	}
+	if o.Group != "" {
+		add("group", info.Group, o.Group)
+	}
+	return changes
+}
+
+// absolute refuses a path whose meaning hangs on who runs the task where. What is not given yet passes.
+func absolute(arg, file string) error {
+	switch {
+	case file == "":
+		return nil
+	case !strings.HasPrefix(file, "/"):
+		return &module.ArgError{Path: arg, Msg: fmt.Sprintf("%q is not an absolute path", file)}
+	case strings.ContainsRune(file, 0):
+		return &module.ArgError{Path: arg, Msg: "a path cannot hold a NUL byte"}
+	}
+	return nil
+}
+
+// knownScript fails, and says why, if the host does not know an owner or group.
+const knownScript = `fail() { printf '%s\n' "$1" >&2; exit 1; }
+known_group() { getent group "$1" >/dev/null 2>&1 || grep -q "^$1:" /etc/group; }
+[ -z "$RB_OWNER" ] || id -u "$RB_OWNER" >/dev/null 2>&1 || fail "there is no user $RB_OWNER"
+[ -z "$RB_GROUP" ] || known_group "$RB_GROUP" || fail "there is no group $RB_GROUP"
+`
+
+// fileHead resolves the path where links are followed, and finds what lies below it and differs: execute bits belong to directories and
+// to files that have one.
+const fileHead = `LC_ALL=C
+export LC_ALL
+umask 022
+p=$RB_PATH
+case $RB_STATE in
+file|directory|touch) if [ -L "$p" ] && [ -e "$p" ]; then p=$(readlink -f -- "$p") || exit 1; fi ;;
+esac
+kind() {
+	if [ -L "$1" ]; then echo link
+	elif [ -f "$1" ]; then echo file
+	elif [ -d "$1" ]; then echo directory
+	elif [ -e "$1" ]; then echo other
+	fi
+}
+below() {
+	what=$1
+	set --
+	if [ -n "$RB_OWNER" ]; then set -- "$@" -o ! -user "$RB_OWNER"; fi
+	if [ -n "$RB_GROUP" ]; then set -- "$@" -o ! -group "$RB_GROUP"; fi
+	if [ -n "$RB_MODE" ]; then
+		set -- "$@" -o '(' '(' -type d -o -perm -0100 -o -perm -0010 -o -perm -0001 ')' ! -perm "$RB_MODE" ')'
+		set -- "$@" -o '(' ! -type d ! -perm -0100 ! -perm -0010 ! -perm -0001 ! -perm "$RB_PLAIN" ')'
+	fi
+	shift
+	find "$p" -mindepth 1 ! -type l '(' "$@" ')' -exec sh -c "$what" sh {} +
+}
+`
+
+// lookScript answers every question of Check at once.
+const lookScript = fileHead + `
+kind=$(kind "$p") full= problem= dangles= attributes= target=
+if [ "$kind" = directory ] && [ -n "$(ls -A -- "$p" | head -n 1)" ]; then full=1; fi
+if [ -z "$kind" ]; then
+	dir=$RB_DIR
+	while [ -z "$(kind "$dir")" ]; do dir=$(dirname -- "$dir"); done
+	if [ ! -d "$dir" ]; then problem="$dir is not a directory"
+	elif [ ! -x "$dir" ]; then echo "no permission to look into $dir" >&2; exit 1
+	elif [ "$RB_STATE" != directory ] && [ "$dir" != "$RB_DIR" ]; then problem="there is no directory $RB_DIR"
+	fi
+fi
+if [ "$RB_STATE" = link ]; then (cd -- "$RB_DIR" 2>/dev/null; [ -e "$RB_SRC" ]) || dangles=1; fi
+unknown=$(exec 2>&1
+` + knownScript + `)
+if [ -n "$kind" ]; then attributes=$(stat -c '%a %U %G' -- "$p") || exit 1; fi
+if [ "$kind" = link ]; then target=$(readlink -- "$p"; echo .); target=${target%??}; fi
+printf '%s\0' "$kind" "$full" "$problem" "$dangles" "$unknown" "$attributes" "$target"
+if [ "$kind" = directory ] && [ "$RB_STATE$RB_RECURSE" = directory1 ] && [ -z "$unknown" ]; then
+	below 'for f; do printf "%s\\0%s\\0" "$(stat -c "%a %U %G %F" -- "$f")" "$f"; done' || exit 1
+fi
+`
+
+const fileScript = fileHead + `set -e
+case $RB_STATE in
+absent)
+	if [ -n "$RB_RECURSE" ]; then rm -rf -- "$p"
+	elif [ "$(kind "$p")" = directory ]; then rmdir -- "$p"
+	else rm -f -- "$p"
+	fi
+	exit ;;
+directory) mkdir -p -- "$p" ;;
+touch) : >>"$p" ;;
+link)
+	case $(kind "$p") in
+	directory) rmdir -- "$p" ;;
+	file|other) rm -f -- "$p" ;;
+	esac
+	if [ "$(readlink -- "$p"; echo .)" != "$RB_SRC
+." ]; then ln -sfn -- "$RB_SRC" "$p"; fi ;;
+esac
+RB_WHO=$RB_OWNER${RB_GROUP:+:$RB_GROUP}
+export RB_WHO
+if [ -n "$RB_WHO" ]; then chown -h -- "$RB_WHO" "$p"; fi
+if [ -n "$RB_MODE" ]; then chmod -- "$RB_MODE" "$p"; fi
+if [ -n "$RB_RECURSE" ]; then
+	below 'set -e
+	for f; do
+		if [ -d "$f" ] || [ -n "$(find "$f" "(" -perm -0100 -o -perm -0010 -o -perm -0001 ")")" ]; then mode=$RB_MODE; else mode=$RB_PLAIN; fi
+		if [ -n "$RB_WHO" ]; then chown -h -- "$RB_WHO" "$f"; fi
+		if [ -n "$mode" ]; then chmod -- "$mode" "$f"; fi
+	done'
+fi
+`
+
+// looked is what lookScript said of the path.
+type looked struct {
+	transport.FileInfo
+	full    bool   // a directory that is not empty
+	problem string // why nothing can be made there
+	dangles bool   // src is not there
+	unknown string // which owner or group the host does not know
+	before  string // what differs below the directory, a line for each
+	after   string
+}
+
+func (f *file) env() map[string]string {
+	env := map[string]string{
+		"RB_PATH": f.Path, "RB_DIR": path.Dir(path.Clean(f.Path)), "RB_STATE": f.State, "RB_SRC": f.Src, "RB_RECURSE": "",
+		"RB_MODE": f.Mode.String(), "RB_PLAIN": "", "RB_OWNER": f.Owner, "RB_GROUP": f.Group,
+	}
+	if f.Recurse {
+		env["RB_RECURSE"] = "1"
+	}
+	if f.Mode.Set {
+		env["RB_PLAIN"] = plain(f.Mode).String()
+	}
+	return env
+}
+
+// plain is mode for files that are not to be executed.
+func plain(mode module.Mode) module.Mode { return module.Mode{Set: true, Bits: mode.Bits &^ 0o111} }
+
+func (f *file) look(ctx context.Context, host *module.Host) (looked, error) {
+	out, err := host.Run(ctx, transport.Cmd{Script: lookScript, Env: f.env()})
+	if err != nil {
+		return looked{}, fmt.Errorf("cannot look at %s: %w", f.Path, err)
+	}
+	parts := bytes.Split(out.Stdout, []byte{0})
+	if len(parts) < 8 {
+		return looked{}, fmt.Errorf("cannot look at %s: unexpected answer %q", f.Path, out.Stdout)
+	}
+	l := looked{full: len(parts[1]) > 0, problem: string(parts[2]), dangles: len(parts[3]) > 0, unknown: string(parts[4])}
+	l.FileInfo = attributes(string(parts[5]))
+	l.Kind, l.Target = string(parts[0]), string(parts[6])
+	for i := 7; i+1 < len(parts); i += 2 {
+		l.addBelow(f, attributes(string(parts[i])), string(parts[i+1]))
+	}
+	return l, nil
+}
+
+// attributes reads what stat(1) wrote for '%a %U %G', perhaps followed by %F.
+func attributes(text string) (info transport.FileInfo) {
+	words := strings.Fields(text)
+	if len(words) < 3 {
+		return info
+	}
+	mode, _ := strconv.ParseUint(words[0], 8, 32)
+	return transport.FileInfo{Mode: uint32(mode), Owner: words[1], Group: words[2], Kind: strings.Join(words[3:], " ")}
+}
+
+func (l *looked) addBelow(f *file, info transport.FileInfo, name string) {
+	line := func(mode uint32, owner, group string) string {
+		if strings.ContainsAny(name, "\n\r\t") {
+			name = strconv.Quote(name)
+		}
+		return fmt.Sprintf("%04o %s:%s %s\n", mode, owner, group, name)
+	}
+	l.before += line(info.Mode, info.Owner, info.Group)
+	if f.Mode.Set {
+		if info.Mode = f.Mode.Bits; info.Kind != "directory" && info.Mode&0o111 == 0 {
+			info.Mode = plain(f.Mode).Bits
+		}
+	}
+	l.after += line(info.Mode, cmp.Or(f.Owner, info.Owner), cmp.Or(f.Group, info.Group))
+}
+
+// Check compares what is at the path, and below it.
+func (f *file) Check(ctx context.Context, host *module.Host) (module.Plan, error) {
+	l, err := f.look(ctx, host)
+	if err != nil {
+		return module.Plan{}, err
+	}
+	change, err := f.decide(l)
+	if err != nil {
+		return module.Plan{}, err
+	}
+	plan := module.Plan{Values: module.Values{"path": f.Path, "state": f.State}}
+	if change != (module.Change{}) {
+		plan.Changes = append(plan.Changes, change)
+		if l.Kind != "directory" && l.Kind != "file" || f.State == "link" && l.Kind != "link" {
+			l.FileInfo = transport.FileInfo{} // what is made has none of the old attributes
+		}
+	}
+	if f.State != "absent" {
+		plan.Changes = append(plan.Changes, f.owned.diff(f.Path, l.FileInfo)...)
+	}
+	if l.before != "" {
+		plan.Changes = append(plan.Changes, module.Change{What: "what is below " + f.Path, Before: l.before, After: l.after})
+	}
+	if len(plan.Changes) > 0 && l.unknown != "" {
+		return module.Plan{}, fmt.Errorf("cannot set the owner of %s: %s", f.Path, l.unknown)
+	}
+	return plan, nil
+}
+
+// decide says what has to be made or removed at the path itself.
+func (f *file) decide(l looked) (change module.Change, err error) {
+	mismatch := fmt.Errorf("cannot make %s a %s: it is a %s", f.Path, f.State, l.Kind)
+	switch {
+	case l.problem != "" && f.State != "absent":
+		return change, fmt.Errorf("cannot make %s: %s", f.Path, l.problem)
+	case f.State == "absent" && l.Exists():
+		if l.full && !f.Recurse {
+			return change, fmt.Errorf("cannot remove %s: the directory is not empty (recurse: true removes what is in it)", f.Path)
+		}
+		return module.Change{What: "remove " + f.Path, Before: l.Kind}, nil
+	case f.State == "absent":
+		return change, nil
+	case f.State == "file" && !l.Exists():
+		return change, fmt.Errorf("there is no file %s (state: touch makes an empty one)", f.Path)
+	case f.State == "link":
+		return f.decideLink(l)
+	case !l.Exists():
+		return module.Change{What: "create " + f.Path, After: map[string]string{"directory": "directory", "touch": "empty file"}[f.State]}, nil
+	case f.State == "directory" && l.Kind != "directory":
+		return change, mismatch
+	case f.State != "directory" && l.Kind != "file":
+		return change, fmt.Errorf("cannot take %s as a file: it is a %s", f.Path, l.Kind)
+	}
+	return change, nil
+}
+
+func (f *file) decideLink(l looked) (change module.Change, err error) {
+	switch {
+	case l.dangles && !f.Force:
+		return change, fmt.Errorf("cannot link %s: there is no %s (force: true makes the link all the same)", f.Path, f.Src)
+	case l.Kind == "link" && l.Target == f.Src:
+		return change, nil
+	case l.full:
+		return change, fmt.Errorf("cannot link %s: it is a directory that is not empty", f.Path)
+	case l.Exists() && l.Kind != "link" && !f.Force:
+		return change, fmt.Errorf("cannot link %s: it is a %s (force: true replaces it)", f.Path, l.Kind)
+	case l.Kind == "link":
+		return module.Change{What: "link " + f.Path, Before: l.Target, After: f.Src}, nil
+	}
+	return module.Change{What: "link " + f.Path, Before: l.Kind, After: f.Src}, nil
+}
+
+// Apply makes or removes what is at the path, and sets mode and owner.
+func (f *file) Apply(ctx context.Context, host *module.Host, plan module.Plan) (module.Values, error) {
+	if _, err := host.Run(ctx, transport.Cmd{Script: fileScript, Env: f.env()}); err != nil {
+		return nil, fmt.Errorf("cannot change %s: %w", f.Path, err)
+	}
+	return plan.Values, nil
+}
+
+// Returns documents the result.
+func (*file) Returns() []module.Return {
+	return []module.Return{
+		{Name: "path", Type: "string", Help: "the path, as given"},
+		{Name: "state", Type: "string", Help: "the state, as given"},
+	}
+}
