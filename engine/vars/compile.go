@@ -276,6 +276,13 @@ func (r *resolver) resolve(n ast.Node, bound *locals, top bool) error {
 		if f := table[id.Value]; f == nil || f.builtin {
 			return r.unknownFunction(n, id.Value)
 		}
+		if id.Value == "capture" && len(n.Arguments) == 2 {
+			if s, ok := n.Arguments[1].(*ast.StringNode); ok {
+				if _, err := compilePattern(s.Value); err != nil {
+					return r.errorf(s, "", "%v", err)
+				}
+			}
+		}
 		return all(n.Arguments...)
 	case *ast.BuiltinNode:
 		if table[n.Name] == nil {

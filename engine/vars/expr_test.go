@@ -153,6 +153,7 @@ func TestExprMistakesAtLoad(t *testing.T) {
 		`upper()`:                         `1:1: not enough arguments to call upper (it is upper(text) string)`,
 		`filter(mode, # == "x")`:          `1:8: filter needs a list, not a string (it is filter(list, condition) list)`,
 		`mode matches "("`:                "1:6: the pattern is not a regular expression: missing closing ): `(`",
+		`capture(mode, "(")`:              "1:15: the pattern is not a regular expression: missing closing ): `(`",
 		`password == "x"`:                 `1:10: a secret cannot be used with == (` + secretHint + `)`,
 		`"x" + password`:                  `1:5: a secret cannot be used with + (` + secretHint + `)`,
 		`password == password`:            `1:1: password is a secret: it cannot be used with == (` + secretHint + `)`,

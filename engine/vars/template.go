@@ -21,11 +21,7 @@ func CompileTemplate(name, src string, s *Scope) (Tree, error) {
 	if end != nil {
 		return nil, end.at.errorf("", "{%% %s %%} closes nothing", end.word)
 	}
-	t := newText(parts)
-	if t.typ.Kind == AnyKind && len(t.names) == 0 {
-		t.typ = String
-	}
-	return t, nil
+	return newText(parts), nil
 }
 
 // templateParser reads a template from front to back.

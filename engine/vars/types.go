@@ -28,7 +28,7 @@ const (
 type Type struct {
 	Kind   TypeKind
 	Elem   *Type           // of a list, or of a map with any keys; nil is any
-	Fields map[string]Type // of a map with known keys: naming another is an error
+	Fields map[string]Type // of a map with known keys: naming another is an error, unless Elem is set as well
 }
 
 // Types without further detail.
