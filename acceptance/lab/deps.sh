@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what the lab and the tests need on a Debian machine, if anything is missing. Starts no service, and leaves
+# Installs what the lab and the tests need on a Debian machine, if anything is missing and we are root. Starts no service, and leaves
 # none running that was not running before. Go is not among it: see README.
 set -eu
 
@@ -14,8 +14,8 @@ done
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" != 0 ]; then
-	echo "deps.sh: not installed:$missing; run it as root to install them" >&2
-	exit 1
+	echo "not installed, and only root can:$missing; tests that need them will be skipped"
+	exit 0
 fi
 echo "installing:$missing"
 

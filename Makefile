@@ -1,0 +1,36 @@
+# Each line of a recipe is one command, and make stops at the first that fails.
+
+.PHONY: build check test bench doc demo demo-down go deps
+
+build: go
+	CGO_ENABLED=0 go build -trimpath -o bin/runbook ./cmd/runbook
+
+# The source alone: form, vet, staticcheck.
+check: go
+	@echo gofmt -l .; unformatted=$$(gofmt -l .) && if [ -n "$$unformatted" ]; then echo "not in gofmt's form:" $$unformatted; exit 1; fi
+	go vet ./...
+	go tool staticcheck ./...
+
+# Everything: the source, and all tests, on real hosts too where root and systemd-nspawn allow. Says what it skipped and why.
+test: deps check
+	go run ./acceptance/gotest -race -count=1 -timeout=60m ./...
+
+bench: go
+	go test -run='^$$' -bench=. -benchmem ./...
+
+# The reference pages, from the source.
+doc: go
+	go run ./cmd/runbook docs docs
+
+# MAN06 on two hosts of this machine, from nothing to a proven replication.
+demo: deps
+	acceptance/demo.sh
+
+demo-down: go
+	acceptance/demo.sh down
+
+deps: go
+	acceptance/lab/deps.sh
+
+go:
+	@command -v go >/dev/null || { echo "Go is not installed. runbook needs Go 1.26 or newer, which Debian 12 does not have: see https://go.dev/doc/install"; exit 1; }
