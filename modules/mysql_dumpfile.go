@@ -71,14 +71,6 @@ type dumpFacts struct {
 
 func (d *dumpFacts) databases() []string { return sortedKeys(d.Tables) }
 
-func (d *dumpFacts) count() int {
-	n := 0
-	for _, list := range d.Tables {
-		n += len(list)
-	}
-	return n
-}
-
 // dumpInspect is a shell function that reads the file $1 and writes one line for each thing found, the kind first.
 // Bodies of routines and triggers stand between DELIMITER lines and are left out.
 const dumpInspect = `

@@ -798,28 +798,44 @@ func (m *mysqlUser) grantSteps(ctx context.Context, s *mysqlSession, account mys
 		}
 		what := fmt.Sprintf("privileges of %s@%s on %s", m.Name, from, name)
 		first := module.Change{What: what, Before: have.list(), After: after.list()}
-		for _, group := range []struct{ verb, to, with string }{{"REVOKE", "FROM", ""}, {"GRANT", "TO", " WITH GRANT OPTION"}} {
-			list := grant
-			if group.verb == "REVOKE" {
-				list = revoke
-			}
-			if len(list) == 0 {
-				continue
-			}
-			with := ""
-			if group.verb == "GRANT" && slices.Contains(list, "GRANT OPTION") {
-				with = group.with
-				list = slices.DeleteFunc(slices.Clone(list), func(p string) bool { return p == "GRANT OPTION" })
-				if len(list) == 0 {
-					list = []string{"USAGE"}
-				}
-			}
-			steps = append(steps, mysqlUserStep{change: first, what: "change the " + what, args: []any{m.Name, from},
-				statement: fmt.Sprintf("%s %s ON %s %s ?@?%s", group.verb, strings.Join(list, ", "), o.quoted(), group.to, with)})
+		for _, statement := range grantStatements(o, grant, revoke) {
+			steps = append(steps, mysqlUserStep{change: first, what: "change the " + what, args: []any{m.Name, from}, statement: statement})
 			first = module.Change{} // one change an object
 		}
 	}
 	return steps, nil
+}
+
+// grantStatements gives the statements that take revoke away and then give grant. ALL PRIVILEGES stands in no list with others.
+func grantStatements(o privObject, grant, revoke []string) []string {
+	var list []string
+	add := func(verb string, privileges []string, rest string) {
+		if slices.Contains(privileges, "ALL PRIVILEGES") {
+			privileges = []string{"ALL PRIVILEGES"}
+		}
+		if len(privileges) > 0 {
+			list = append(list, verb+" "+strings.Join(privileges, ", ")+" ON "+o.quoted()+rest)
+		}
+	}
+	without := func(privileges []string) (rest []string, option bool) {
+		rest = slices.DeleteFunc(slices.Clone(privileges), func(p string) bool { return p == "GRANT OPTION" })
+		return rest, len(rest) < len(privileges)
+	}
+	rest, option := without(revoke)
+	add("REVOKE", rest, " FROM ?@?")
+	if option {
+		add("REVOKE", []string{"GRANT OPTION"}, " FROM ?@?")
+	}
+	rest, option = without(grant)
+	switch {
+	case option && len(rest) == 0:
+		add("GRANT", []string{"USAGE"}, " TO ?@? WITH GRANT OPTION")
+	case option:
+		add("GRANT", rest, " TO ?@? WITH GRANT OPTION")
+	default:
+		add("GRANT", rest, " TO ?@?")
+	}
+	return list
 }
 
 // allPrivileges lists what ALL on *.* stands for; MySQL 8 prints it one by one.
