@@ -289,6 +289,21 @@ func TestBecomePassword(t *testing.T) {
 	}
 }
 
+// A hostile inventory must not take the time of the one who lints it.
+func TestRangesAreBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "hosts.yml")
+	text := "groups:\n"
+	for i := range 5000 {
+		text += fmt.Sprintf("  g%d: {hosts: ['h[1:20000]', 'i[1:20000]']}\n", i)
+	}
+	write(t, path, text, 0o600)
+	_, err := Load(path)
+	var errs spec.Errors
+	if !errors.As(err, &errs) || len(errs) > 20 || !strings.Contains(err.Error(), "cannot hold more than 20000 hosts") || !strings.Contains(err.Error(), "names hosts more than 200000 times") {
+		t.Errorf("%d errors: %.300v", len(errs), err)
+	}
+}
+
 func FuzzMatch(f *testing.F) {
 	inv := loadText(f, sample)
 	for _, pattern := range []string{"all:!web", "~a(b", "web[1:2],db", "w*[a", `\`, "&x:&", "web[0][0]"} {

@@ -34,6 +34,7 @@ type loader struct {
 	groups map[string]*group
 	hosts  map[string]*host
 	order  []*host
+	named  int // how often hosts were named
 	errs   spec.Errors
 }
 
@@ -369,13 +370,23 @@ func (l *loader) addHosts(g *group, e spec.Entry, dir string) {
 	}
 }
 
-const maxHosts = 20000 // in one inventory
+const (
+	maxHosts = 20000         // in one inventory
+	maxNamed = 10 * maxHosts // each as often as it is named
+)
 
 // addHost reads the hosts that a name with ranges stands for; v is their settings or nil, at any value beside pos.
 func (l *loader) addHost(g *group, pattern string, pos spec.Pos, v, at *spec.Value, dir string) {
+	if l.named > maxNamed {
+		return // told already, and writing out ranges takes time
+	}
 	names, err := expand(pattern)
 	if err != nil {
 		l.report(pos, at, "a range is [1:9], [01:99], [a:f] or [0:8:2]", "cannot use %q as the name of hosts: %s", pattern, err)
+		return
+	}
+	if l.named += len(names); l.named > maxNamed {
+		l.report(pos, at, "", "cannot read an inventory that names hosts more than %d times", maxNamed)
 		return
 	}
 	var made []*holder
