@@ -1,0 +1,460 @@
+package transport
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// stream is a command in a session of its own: its standard streams are the session's.
+type stream struct {
+	*started
+	in     *bufio.Reader // standard output, without the noise before the command
+	mark   string
+	who    victim
+	limit  int64
+	ending []byte // standard error, when the session is a terminal
+	code   int    // exit status, when the session is a terminal
+}
+
+// streamScript is what the sh of a stream reads. It has read all of it before it greets, so that the input sent
+// after the greeting goes to the command, whatever the sh reads ahead. %[1]s is the mark, %[2]s the command,
+// %[3]s a variable that the way to another user has set.
+const streamScript = `{ unset %[3]s CDPATH; cd 2>/dev/null || cd /
+{ read -r _rb_1 _ _ _rb_2 _rb_3 _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _rb_4 _ </proc/self/stat; } 2>/dev/null
+printf '\n%%s\n' %[1]s >&2
+printf '\n%%s %%s %%s %%s\n' %[1]s "$_rb_2" "$_rb_3" "$_rb_4"
+%[2]s
+exit; }
+`
+
+// startStream starts c's command as user and waits until it is about to read its input. With input, that comes
+// through stream.stdin; c.Stdin and c.Stdout are the caller's business. raw leaves a terminal's input as it is.
+func (h *host) startStream(ctx context.Context, user string, c Cmd, input, raw bool) (*stream, error) {
+	startCtx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	p, err := h.open(startCtx, user)
+	if err != nil {
+		return nil, h.startError(user, err)
+	}
+	s := &stream{started: p, in: bufio.NewReaderSize(p.out, 256<<10), mark: nonce(), limit: c.Limit}
+	if s.limit <= 0 {
+		s.limit = DefaultLimit
+	}
+	p.err.setLimit(s.limit + 64<<10)
+	body := "exec " + quoteAll(c.Args)
+	if c.Script != "" {
+		body = "eval " + Quote(c.Script)
+	}
+	if !input {
+		body += " </dev/null"
+	}
+	body = c.setting() + body
+	if p.terminal {
+		// One stream both ways, and no end of input but a control character at the start of a line.
+		body = "( " + body + ` ) 2>"$_rb_e"`
+		if input && !raw {
+			body = "base64 -d | " + body
+			body = "stty icanon -isig -ixon -icrnl\n" + body
+		}
+		body = `_rb_e=$(mktemp) || exit` + "\n" + body + "\n_rb_s=$?\n" +
+			fmt.Sprintf(`printf '%%s %%s\n' %[1]s $_rb_s; head -c %[2]d <"$_rb_e"; rm -f "$_rb_e"; printf '%%s\n' %[1]s`, s.mark, s.limit+1)
+	}
+	failed := func(err error) (*stream, error) {
+		_ = p.stdin.Close()
+		p.close()
+		return nil, err
+	}
+	watchdog := context.AfterFunc(startCtx, p.close)
+	defer watchdog()
+	if _, err := fmt.Fprintf(p.stdin, streamScript, s.mark, body, leftover(user)); err != nil {
+		return failed(h.notReady(startCtx, user, p, nil))
+	}
+	noise := &output{limit: 64 << 10}
+	err = skipPast(s.in, s.mark+" ", noise)
+	var line string
+	if err == nil {
+		line, err = readLine(s.in)
+	}
+	if err != nil {
+		return failed(h.notReady(startCtx, user, p, noise))
+	}
+	if who := strings.Fields(line); len(who) == 3 {
+		s.who = victim{keep: who[0], group: who[1], start: who[2]}
+	}
+	if !input {
+		_ = p.stdin.Close()
+	}
+	return s, nil
+}
+
+// leftover names the variable to unset in a sh of user.
+func leftover(user string) string {
+	if user == "" {
+		return "_rb_x"
+	}
+	return "LC_ALL"
+}
+
+// stream runs c over a session of its own.
+func (h *host) stream(ctx context.Context, user string, c Cmd) (Output, error) {
+	slot := h.bulkSlot(user)
+	select {
+	case slot <- struct{}{}:
+		defer func() { <-slot }()
+	case <-ctx.Done():
+		return Output{}, ctx.Err()
+	}
+	s, err := h.startStream(ctx, user, c, c.Stdin != nil, false)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return Output{}, err
+	}
+	defer s.close()
+
+	if c.Stdin != nil {
+		go s.feed(c.Stdin)
+	}
+	kept := &output{limit: s.limit}
+	dst := c.Stdout
+	if dst == nil {
+		dst = kept
+	}
+	copied := make(chan error, 1)
+	go func() { copied <- s.drain(dst) }()
+
+	var timeout <-chan time.Time
+	if c.Timeout > 0 {
+		t := time.NewTimer(c.Timeout)
+		defer t.Stop()
+		timeout = t.C
+	}
+	var cut error // why we end it
+	select {
+	case err = <-copied:
+	case <-timeout:
+		cut = &TimeoutError{After: c.Timeout}
+	case <-ctx.Done():
+		cut = ctx.Err()
+	}
+	var failed *writeError
+	if errors.As(err, &failed) {
+		cut = failed
+	}
+	if cut != nil {
+		_ = h.kill(user, s.who)
+		s.close()
+		if failed == nil {
+			<-copied
+		}
+	}
+	out := Output{Code: s.code}
+	out.Stdout, out.Dropped = kept.bytes()
+	var dropped int64
+	out.Stderr, dropped = s.errors()
+	out.Dropped += dropped
+	if late, ok := cut.(*TimeoutError); ok {
+		late.Output = out
+		return out, late
+	}
+	if failed != nil {
+		return out, fmt.Errorf("cannot pass on a command's output: %w", failed.err)
+	}
+	if cut != nil {
+		return Output{}, cut
+	}
+	if !s.terminal {
+		code, statusErr := s.status()
+		if err == nil {
+			err = statusErr
+		}
+		out.Code = code
+	}
+	if err != nil {
+		if lost := h.link.lost(); lost != nil {
+			err = lost
+		}
+		return out, h.unreachable(true, err)
+	}
+	if out.Code != 0 {
+		return out, &ExitError{Output: out}
+	}
+	return out, nil
+}
+
+func (h *host) bulkSlot(user string) chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.bulk[user] == nil {
+		h.bulk[user] = make(chan struct{}, 1)
+	}
+	return h.bulk[user]
+}
+
+// feed sends r and the end of input. A command that ends early is no error: its status says what it thinks of it.
+func (s *stream) feed(r io.Reader) {
+	if !s.terminal {
+		_, _ = io.CopyBuffer(struct{ io.Writer }{s.stdin}, r, make([]byte, 64<<10))
+		_ = s.stdin.Close()
+		return
+	}
+	buf := make([]byte, 48<<10)
+	for {
+		n, err := io.ReadFull(r, buf)
+		text := base64.StdEncoding.EncodeToString(buf[:n])
+		var lines strings.Builder
+		for len(text) > 0 {
+			part := text[:min(1024, len(text))]
+			text = text[len(part):]
+			lines.WriteString(part + "\n")
+		}
+		if err != nil {
+			lines.WriteByte(4) // end of input, at the start of a line
+		}
+		if _, werr := io.WriteString(s.stdin, lines.String()); werr != nil || err != nil {
+			return
+		}
+	}
+}
+
+// drain copies the output to w until the command has ended. A *writeError is w's.
+func (s *stream) drain(w io.Writer) error {
+	if s.terminal {
+		return s.drainTerminal(w)
+	}
+	// A daemon that keeps the output open must not keep us: after the exit status, two idle seconds are the end.
+	var waiting atomic.Int64 // since when a read waits, in nanoseconds; 0: none does
+	end := make(chan error, 1)
+	go func() {
+		buf := make([]byte, 256<<10)
+		for {
+			waiting.Store(time.Now().UnixNano())
+			n, err := s.in.Read(buf)
+			waiting.Store(0)
+			if n > 0 {
+				if _, werr := w.Write(buf[:n]); werr != nil {
+					end <- &writeError{werr}
+					return
+				}
+			}
+			if err != nil {
+				end <- nil
+				return
+			}
+		}
+	}()
+	select {
+	case err := <-end:
+		if err == nil {
+			<-s.exited
+		}
+		return err
+	case <-s.exited:
+	}
+	exit := time.Now().UnixNano()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-end:
+			return err
+		case <-tick.C:
+			if since := waiting.Load(); since != 0 && time.Now().UnixNano()-max(since, exit) > int64(2*time.Second) {
+				s.close() // the read above ends
+				return <-end
+			}
+		}
+	}
+}
+
+func (s *stream) drainTerminal(w io.Writer) error {
+	if err := copyUntil(s.in, []byte(s.mark), w); err != nil {
+		return noEOF(err)
+	}
+	line, err := readLine(s.in)
+	if err != nil {
+		return noEOF(err)
+	}
+	if _, err := fmt.Sscanf(line, "%d", &s.code); err != nil {
+		return errFrame
+	}
+	errs := &output{limit: s.limit}
+	if err := copyUntil(s.in, []byte(s.mark), errs); err != nil {
+		return noEOF(err)
+	}
+	s.ending = errs.kept
+	return nil
+}
+
+// noEOF makes the end of a stream that should have gone on an error.
+func noEOF(err error) error {
+	if err == io.EOF {
+		return errNoStatus
+	}
+	return err
+}
+
+// errors returns the command's standard error.
+func (s *stream) errors() ([]byte, int64) {
+	if s.terminal {
+		return s.ending, 0
+	}
+	select {
+	case <-s.err.done:
+	case <-time.After(time.Second): // a daemon keeps it open
+	}
+	text, dropped := s.err.bytes()
+	if i := bytes.Index(text, []byte(s.mark+"\n")); i >= 0 {
+		text = text[i+len(s.mark)+1:]
+	}
+	if over := int64(len(text)) - s.limit; over > 0 {
+		text, dropped = text[:s.limit], dropped+over
+	}
+	return text, dropped
+}
+
+// writeError is the failure of the writer that a command's output goes to.
+type writeError struct{ err error }
+
+func (e *writeError) Error() string { return e.err.Error() }
+
+// startError says why a shell could not be started.
+func (h *host) startError(user string, err error) error {
+	var refused *BecomeError
+	var unreachable *UnreachableError
+	switch {
+	case errors.As(err, &refused), errors.As(err, &unreachable):
+		return err
+	case h.ctx.Err() != nil:
+		return h.unreachable(false, errClosed)
+	case h.link.lost() != nil:
+		return h.unreachable(false, h.link.lost())
+	}
+	return h.unreachable(false, fmt.Errorf("cannot start a shell: %w", err))
+}
+
+// notReady says why a sh that was started did not greet.
+func (h *host) notReady(ctx context.Context, user string, p *started, noise *output) error {
+	if noise == nil {
+		noise = &output{}
+	}
+	select {
+	case <-p.exited:
+	case <-p.err.done:
+	case <-time.After(time.Second):
+	}
+	switch {
+	case h.ctx.Err() != nil:
+		return h.unreachable(true, errClosed)
+	case h.link.lost() != nil:
+		return h.unreachable(true, h.link.lost())
+	case errors.Is(ctx.Err(), context.Canceled):
+		return ctx.Err()
+	}
+	reason := h.whyRefused(p, noise, false)
+	late := ctx.Err() != nil
+	if late {
+		reason = fmt.Sprintf("no answer within %s: %s", startLimit, reason)
+	}
+	if user != "" {
+		err := h.becomeError(user, reason)
+		if !late {
+			h.refuse(err)
+		}
+		return err
+	}
+	if said, _ := noise.bytes(); len(lastWords(said)) > 0 {
+		reason += "; " + lastWords(said)
+	}
+	return h.unreachable(false, fmt.Errorf("the login shell does not start %s: %s", interpreter, reason))
+}
+
+// victim is a command to end: the one that a shell's directory tells of, or the group of a stream.
+type victim struct {
+	dir   string // a shell's private directory, and
+	seq   int    // the command's number there
+	keep  string // the process that must survive, with those above it
+	group string // process group, and
+	start string // when its first process was started, in the kernel's ticks
+}
+
+// killScript ends the processes of a group that are not older than the command, but neither $keep nor what is above
+// it. A shell's commands share its process group: to start each in a group of its own would take a process more.
+// No process is started but sleep.
+const killScript = `
+stat() {
+	l=
+	{ read -r l <"/proc/$1/stat"; } 2>/dev/null
+	[ "$l" ] || return 1
+	set -- ${l##*) }
+	state=$1 parent=$2 group=$3 began=${20}
+}
+each() {
+	none=1
+	for f in /proc/[0-9]*; do
+		q=${f#/proc/}
+		stat "$q" || continue
+		[ "$group" = "$g" ] || [ "$group" = "$p" ] || continue
+		[ "$state" != Z ] && [ "$began" -ge "$t" ] || continue
+		case $above in *" $q "*) continue ;; esac
+		none=0
+		kill "-$1" "$q" 2>/dev/null
+	done
+	return $none
+}
+if [ "$d" ]; then
+	printf '' >"$d/k$n"
+	read -r s p g t <"$d/p" && [ "$s" = "$n" ] || exit 0
+fi
+above=' ' q=$keep
+while [ "${q:-0}" -gt 1 ]; do
+	above="$above$q "
+	stat "$q" || break
+	q=$parent
+done
+each TERM || exit 0
+i=0
+while [ $i -lt 40 ]; do
+	sleep 0.05 2>/dev/null || { sleep 1; i=$((i + 20)); }
+	each 0 || exit 0
+	i=$((i + 1))
+done
+each KILL && each KILL
+exit 0
+`
+
+// kill ends a command of user: SIGTERM, two seconds of grace, SIGKILL. It works from a session of its own, so that
+// neither the command nor the shell that waits for it has to take part.
+func (h *host) kill(user string, v victim) error {
+	if h.link.lost() != nil {
+		return h.link.lost()
+	}
+	ctx, cancel := context.WithTimeout(h.ctx, 10*time.Second)
+	defer cancel()
+	head := fmt.Sprintf("d=%s n=%d keep=%s p=%s g=%s t=%s\n", Quote(v.dir), v.seq, Quote(v.keep), Quote(v.group), Quote(v.group), Quote(v.start))
+	s, err := h.startStream(ctx, user, Cmd{Script: head + killScript}, false, false)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, s.close)
+	defer stop()
+	defer s.close()
+	return s.drain(io.Discard)
+}
+
+// setLimit changes how much is kept.
+func (o *output) setLimit(limit int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.limit = limit
+}
+
