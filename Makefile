@@ -1,6 +1,6 @@
 # Each line of a recipe is one command, and make stops at the first that fails.
 
-.PHONY: build check test bench doc demo demo-down go deps
+.PHONY: build check test bench doc demo demo-down programs deps go
 
 build: go
 	CGO_ENABLED=0 go build -trimpath -o bin/runbook ./cmd/runbook
@@ -23,11 +23,14 @@ doc: go
 	go run ./cmd/runbook docs docs
 
 # MAN06 on two hosts of this machine, from nothing to a proven replication.
-demo: deps
-	acceptance/demo.sh
+demo: deps programs
+	bin/demo
 
-demo-down: go
-	acceptance/demo.sh down
+demo-down: programs
+	bin/demo down
+
+programs: build
+	CGO_ENABLED=0 go build -o bin/ ./acceptance/demo ./acceptance/lab/labctl
 
 deps: go
 	acceptance/lab/deps.sh

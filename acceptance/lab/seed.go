@@ -34,7 +34,7 @@ func (h *Host) SQL(ctx context.Context, statements string) (string, error) {
 // Inventory returns an inventory of the lab's hosts for runbook: voms1 is the master, voms2 the slave.
 func (l *Lab) Inventory() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "groups:\n  all:\n    user: root\n    identity_file: %s\n    known_hosts: %s\n", l.Identity(), l.KnownHosts())
+	fmt.Fprintf(&b, "groups:\n  all:\n    user: root\n    identity_file: %s\n    known_hosts: %s\n    ssh_config: none\n", l.Identity(), l.KnownHosts())
 	groups := map[string]string{"voms1": "master", "voms2": "slave", "ui": "others", "stranger": "others"}
 	last := ""
 	for _, name := range []string{"voms1", "voms2", "ui", "stranger"} {
