@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 
@@ -23,7 +22,7 @@ type hostCheck struct {
 
 // checkHosts checks every play for every host that it is for. The same mistake on many hosts is told once.
 func (c *compiler) checkHosts(b *book, defs map[string]map[string]vars.Tree) {
-	told := map[string]bool{}
+	told := complaints{}
 	for _, h := range c.job.Inventory.Hosts() {
 		regs := map[string]bool{}
 		for _, p := range b.plays {
@@ -37,15 +36,11 @@ func (c *compiler) checkHosts(b *book, defs map[string]map[string]vars.Tree) {
 			hc.tasks(p.tasks)
 			hc.tasks(p.handlers)
 			for _, e := range mine {
-				if key := fmt.Sprint(e.Pos, e.Msg); !told[key] {
-					told[key] = true
-					e.Msg += " (for " + h.Name + ")"
-					*c.errs = append(*c.errs, e)
-				}
+				told.add(e.Pos, e.Hint, e.Msg, h.Name)
 			}
 		}
 	}
-	*c.errs = sortErrors(*c.errs)
+	*c.errs = append(*c.errs, told.errors()...)
 }
 
 func (hc *hostCheck) tasks(list []*task) {

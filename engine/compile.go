@@ -48,11 +48,11 @@ func builtins() map[string]vars.Type {
 // typeOf turns a documented type word into a type for the checker.
 func typeOf(word string) vars.Type {
 	switch word {
-	case "string", "path", "hostname", "duration":
+	case "string", "path", "hostname":
 		return vars.String
 	case "int", "port":
 		return vars.Int
-	case "float":
+	case "float", "duration":
 		return vars.Float
 	case "bool":
 		return vars.Bool
@@ -70,8 +70,9 @@ type compiler struct {
 	src   Source
 	book  *spec.Book
 	errs  *[]*spec.Error
-	scope *vars.Scope // names known in every play
-	regs  map[string]vars.Type
+	scope *vars.Scope          // names known in every play
+	regs  map[string]vars.Type // what the tasks so far register
+	later map[string]bool      // what any task of the book registers, for hints
 }
 
 // compile loads and compiles every book of job and checks them for every host that they are for.
@@ -93,20 +94,40 @@ func compile(job *Job) (*program, spec.Errors) {
 	}
 	for i, b := range loaded {
 		c := &compiler{job: job, src: job.Books[i], book: b, errs: (*[]*spec.Error)(&errs), regs: map[string]vars.Type{}}
+		c.later = map[string]bool{}
+		for _, ps := range b.Plays {
+			registered(ps.Tasks, c.later)
+		}
 		p.books = append(p.books, c.compileBook())
 	}
 	for i, e := range errs {
-		if e.Snippet == "" {
+		if e.Snippet == "" && e.Pos.Line > 0 {
 			errs[i].Snippet = snippet(job, loaded, e.Pos)
 		}
 	}
-	return p, errs
+	return p, sortErrors(errs)
+}
+
+// registered collects the names that tasks register.
+func registered(list []*spec.Task, into map[string]bool) {
+	for _, t := range list {
+		if t.Register != "" {
+			into[t.Register] = true
+		}
+		registered(t.Block, into)
+		registered(t.Rescue, into)
+		registered(t.Always, into)
+	}
 }
 
 func asErrors(err error) spec.Errors {
 	var many spec.Errors
 	if errors.As(err, &many) {
 		return many
+	}
+	var one *spec.Error
+	if errors.As(err, &one) {
+		return spec.Errors{one}
 	}
 	return spec.Errors{{Msg: err.Error()}}
 }
@@ -168,7 +189,13 @@ func (c *compiler) errorf(pos spec.Pos, hint, format string, args ...any) {
 func (c *compiler) mistake(v *spec.Value, err error) {
 	var e *vars.Error
 	if errors.As(err, &e) {
-		c.errorf(v.At(e.Line, e.Column), e.Hint, "%s", e.Msg)
+		hint := e.Hint
+		for name := range c.later {
+			if e.Msg == fmt.Sprintf("unknown name %q", name) {
+				hint = "the task that registers it comes later"
+			}
+		}
+		c.errorf(v.At(e.Line, e.Column), hint, "%s", e.Msg)
 		return
 	}
 	c.errorf(v.Pos, "", "%v", err)
@@ -237,6 +264,7 @@ func (c *compiler) compileBook() *book {
 			b.stacks[h.Name], _ = build(h)
 		}
 	}
+	c.checkConnections(b)
 	if len(*c.errs) > 0 {
 		return b
 	}
@@ -245,6 +273,24 @@ func (c *compiler) compileBook() *book {
 		c.checkHosts(b, hostDefs)
 	}
 	return b
+}
+
+// checkConnections reads the become passwords of the hosts of all plays, so that a missing one is found now.
+func (c *compiler) checkConnections(b *book) {
+	told := map[*inventory.Host]bool{}
+	for _, p := range b.plays {
+		for _, h := range p.hosts {
+			if told[h] {
+				continue
+			}
+			told[h] = true
+			password, err := h.Connection.BecomePassword()
+			if err != nil {
+				*c.errs = append(*c.errs, asErrors(err)...)
+			}
+			c.job.Masker.Add(password)
+		}
+	}
 }
 
 // isSetElsewhere reports whether the inventory or the command line may override a variable of the book with another type.
@@ -354,7 +400,7 @@ func (c *compiler) playHosts(ps *spec.Play, global *vars.Stack) []*inventory.Hos
 	}
 	limit, err := c.job.Inventory.Match(c.job.Limit)
 	if err != nil {
-		c.errorf(spec.Pos{File: "--limit", Line: 1, Column: 1}, "", "%v", err)
+		c.errorf(spec.Pos{File: "--limit"}, "", "%v", err)
 		return nil
 	}
 	return slices.DeleteFunc(slices.Clone(chosen), func(h *inventory.Host) bool { return !slices.Contains(limit, h) })
@@ -400,7 +446,9 @@ func (c *compiler) tree(v *spec.Value, scope *vars.Scope) vars.Tree {
 	case spec.Map:
 		keys, vals := make([]string, len(v.Map)), make([]vars.Tree, len(v.Map))
 		for i, e := range v.Map {
-			keys[i] = e.Key
+			if keys[i] = e.Key; strings.Contains(e.Key, "{{") {
+				c.errorf(e.Pos, `make the whole mapping one expression: "{{ {(name): value} }}"`, "a key cannot hold an expression")
+			}
 			if vals[i] = c.tree(e.Value, scope); vals[i] == nil {
 				vals[i] = vars.Const(nil)
 			}
@@ -429,6 +477,19 @@ func (c *compiler) optional(v *spec.Value, scope *vars.Scope) vars.Tree {
 	return c.tree(v, scope)
 }
 
+// loop compiles what a task loops over: a bare expression, or a list or map whose texts may have holes.
+func (c *compiler) loop(v *spec.Value, scope *vars.Scope) vars.Tree {
+	if v == nil || v.Kind != spec.String {
+		return c.optional(v, scope)
+	}
+	e, err := vars.CompileExpr(v.Str, scope)
+	if err != nil {
+		c.mistake(v, err)
+		return nil
+	}
+	return e
+}
+
 // conds compiles bare conditions.
 func (c *compiler) conds(list []*spec.Value, scope *vars.Scope) []cond {
 	var out []cond
@@ -445,7 +506,7 @@ func (c *compiler) cond(v *spec.Value, scope *vars.Scope) (cond, bool) {
 	if v.Kind == spec.Bool {
 		source = fmt.Sprint(v.Bool)
 	} else if v.Kind != spec.String {
-		c.errorf(v.Pos, "write an expression such as x == 1", "a condition is an expression, not a %s", v.Kind)
+		c.errorf(v.Pos, "write an expression such as x == 1", "a condition is an expression, not %s; quote it if it holds `: ` or `#`", v.Kind)
 		return cond{}, false
 	}
 	e, err := vars.CompileCond(source, scope)
@@ -559,7 +620,7 @@ func (c *compiler) compileTask(id string, ts *spec.Task, scope *vars.Scope, in i
 	if own != nil {
 		t.vars = append(slices.Clone(in.vars), own)
 	}
-	t.loop = c.optional(ts.Loop, scope)
+	t.loop = c.loop(ts.Loop, scope)
 	if t.loop != nil {
 		item := vars.Any
 		if typ := t.loop.Type(); typ.Kind == vars.ListKind && typ.Elem != nil {
@@ -718,6 +779,7 @@ func (c *compiler) compileModule(t *task, ts *spec.Task, scope *vars.Scope) {
 			short = f.Name
 		}
 	}
+	broken, misnamed := map[string]bool{}, false // arguments with a mistake that is told already
 	var entries []spec.Entry
 	switch {
 	case ts.Args == nil || ts.Args.Kind == spec.Null:
@@ -733,15 +795,21 @@ func (c *compiler) compileModule(t *task, ts *spec.Task, scope *vars.Scope) {
 		f, known := t.fields[e.Key]
 		if !known {
 			c.errorf(e.Pos, spec.DidYouMean(e.Key, slices.Collect(maps.Keys(t.fields))), "%s has no argument %q", ts.Module, e.Key)
+			misnamed = true
 			continue
 		}
 		a := arg{name: e.Key, pos: e.Value.Pos, value: e.Value}
 		if c.compileArg(&a, f, scope) {
 			t.args = append(t.args, a)
+		} else {
+			broken[a.name] = true
 		}
 	}
+	if misnamed {
+		return // what seems to be missing may only be misspelt
+	}
 	// What is written out is checked now, once for all hosts.
-	known, deferred := map[string]any{}, map[string]bool{}
+	known, deferred := map[string]any{}, broken
 	for _, a := range t.args {
 		if v, ok := a.constant(); ok {
 			known[a.name] = v

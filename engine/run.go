@@ -498,7 +498,11 @@ func (v *hostView) Fetch(key any) (any, error) {
 		if f := v.h.failure(); f != nil {
 			return nil, fmt.Errorf("%s is needed, but that host %s", v.h.host.Name, f)
 		}
-		return nil, fmt.Errorf("host %s has no variable or result %q%s", v.h.host.Name, name, dashed(spec.DidYouMean(name, stack.Names())))
+		hint := dashed(spec.DidYouMean(name, stack.Names()))
+		if hint == "" {
+			hint = "; if a task registers it: no play of this run has come that far on that host"
+		}
+		return nil, fmt.Errorf("host %s has no variable or result %q%s", v.h.host.Name, name, hint)
 	}
 	return stack.Lookup(name)
 }

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -544,7 +545,7 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 	if stop != nil {
 		return *stop
 	}
-	if *user, stop = becomeUser(t, env); stop != nil {
+	if *user, stop = becomeUser(t, target, env); stop != nil {
 		return *stop
 	}
 	args, stop := p.arguments(t, env)
@@ -568,7 +569,7 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 	plan, err := m.Check(ctx, host)
 	pending := target.pendingTask()
 	if err != nil {
-		return p.checkFailed(ctx, t, err, pending)
+		return p.checkFailed(ctx, t, plan.Values, err, pending)
 	}
 	out := outcome{values: plan.Values}
 	out.result.Changes = changes(plan.Changes)
@@ -625,16 +626,16 @@ func neverChanges(t *task) bool {
 }
 
 // checkFailed is the verdict on a Check that could not do its work.
-func (p *playRun) checkFailed(ctx context.Context, t *task, err error, pending string) outcome {
-	out := p.failed(ctx, t, err)
+func (p *playRun) checkFailed(ctx context.Context, t *task, values module.Values, err error, pending string) outcome {
+	out := p.failed(ctx, t, values, err)
 	if p.job.Check && pending != "" && out.result.Status == report.Failed {
 		return unknown(fmt.Sprintf("%q has yet to run (now: %s)", pending, firstLine(err.Error())))
 	}
 	return out
 }
 
-// failed turns a module's error into an outcome.
-func (p *playRun) failed(ctx context.Context, t *task, err error) outcome {
+// failed turns a module's error into an outcome; values are what it found out all the same.
+func (p *playRun) failed(ctx context.Context, t *task, values module.Values, err error) outcome {
 	var lost *transport.UnreachableError
 	var exit *transport.ExitError
 	switch {
@@ -645,11 +646,11 @@ func (p *playRun) failed(ctx context.Context, t *task, err error) outcome {
 	case ctx.Err() != nil:
 		return fail("interrupted")
 	case errors.As(err, &exit):
-		out := fail("%v%s", err, stderrTail(exit.Output.Stderr))
-		out.values = common(out.result, map[string]any{"rc": exit.Output.Code, "stdout": string(exit.Output.Stdout), "stderr": string(exit.Output.Stderr)})
-		return out
+		err = fmt.Errorf("%w%s", err, stderrTail(exit.Output.Stderr))
 	}
-	return fail("%v", err)
+	out := fail("%v", err)
+	out.values = common(out.result, values)
+	return out
 }
 
 // stderrTail is what a command said beyond its first line, which is in the error already.
@@ -703,7 +704,7 @@ func (p *playRun) apply(ctx context.Context, t *task, m module.Module, args map[
 		}
 	}
 	if err != nil {
-		out := p.failed(ctx, t, err)
+		out := p.failed(ctx, t, values, err)
 		out.result.Changes = changes(plan.Changes)
 		return out
 	}
@@ -715,7 +716,7 @@ func (p *playRun) apply(ctx context.Context, t *task, m module.Module, args map[
 			return fail("%v", err)
 		}
 		if after, err = fresh.Check(ctx, host); err != nil {
-			out = p.failed(ctx, t, fmt.Errorf("applied, but cannot check the result: %w", err))
+			out = p.failed(ctx, t, values, fmt.Errorf("applied, but cannot check the result: %w", err))
 			out.result.Changes = changes(plan.Changes)
 			return out
 		}
@@ -894,7 +895,7 @@ func (p *playRun) other(name string) (*hostRun, error) {
 	return h, nil
 }
 
-func becomeUser(t *task, env vars.Env) (string, *outcome) {
+func becomeUser(t *task, target *hostRun, env vars.Env) (string, *outcome) {
 	become, err := evalBool(t.become, env)
 	if err != nil {
 		out := evaluation("become", t.spec.Pos, err)
@@ -904,7 +905,7 @@ func becomeUser(t *task, env vars.Env) (string, *outcome) {
 		return "", nil
 	}
 	if t.becomeUser == nil {
-		return "root", nil
+		return cmp.Or(target.host.Connection.BecomeUser, "root"), nil
 	}
 	v, err := t.becomeUser.Eval(env)
 	if err != nil {
@@ -946,7 +947,7 @@ func (p *playRun) moduleHost(ctx context.Context, t *task, target *hostRun, env 
 	conn, err := p.connect(ctx, target)
 	if err != nil {
 		cancel()
-		out := p.failed(ctx, t, err)
+		out := p.failed(ctx, t, nil, err)
 		return nil, nil, nil, &out
 	}
 	host := &module.Host{Name: target.host.Name, Conn: conn, User: user, Env: environment, Timeout: limit}
