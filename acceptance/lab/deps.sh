@@ -1,9 +1,9 @@
 #!/bin/sh
 # Installs what the lab and the tests need on a Debian machine, if anything is missing and we are root. Starts no service, and leaves
-# none running that was not running before. Go is not among it: see README.
+# none enabled that was not there before. Go is not among it: see README.
 set -eu
 
-packages="systemd-container mmdebstrap iproute2 util-linux openssl openssh-client openssh-server mariadb-server sudo gcc libc6-dev"
+packages="systemd-container mmdebstrap iproute2 util-linux openssl openssh-client openssh-server mariadb-server iptables sudo gcc libc6-dev"
 
 missing=
 for package in $packages; do
@@ -30,3 +30,8 @@ fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 apt-get install -y -qq --no-install-recommends $missing >/dev/null
+for unit in ssh:openssh-server mariadb:mariadb-server; do
+	case " $missing " in
+	*" ${unit#*:} "*) systemctl --quiet disable "${unit%%:*}.service" ;;
+	esac
+done
