@@ -93,12 +93,13 @@ func compile(job *Job) (*program, spec.Errors) {
 		return nil, errs
 	}
 	for i, b := range loaded {
-		c := &compiler{job: job, src: job.Books[i], book: b, errs: (*[]*spec.Error)(&errs), regs: map[string]vars.Type{}}
-		c.later = map[string]bool{}
+		var own []*spec.Error
+		c := &compiler{job: job, src: job.Books[i], book: b, errs: &own, regs: map[string]vars.Type{}, later: map[string]bool{}}
 		for _, ps := range b.Plays {
 			registered(ps.Tasks, c.later)
 		}
 		p.books = append(p.books, c.compileBook())
+		errs = append(errs, own...)
 	}
 	for i, e := range errs {
 		if e.Snippet == "" && e.Pos.Line > 0 {

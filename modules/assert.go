@@ -1,6 +1,7 @@
 package modules
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,7 +9,7 @@ import (
 	"runbook/engine/module"
 )
 
-func init() { register("assert", func() module.Module { return &assert{} }) }
+func init() { register("assert", func() module.Module { return &assert{Severity: "fail"} }) }
 
 // assert fails unless conditions hold. It changes nothing and asks the host nothing.
 type assert struct {
@@ -18,6 +19,8 @@ type assert struct {
 	Msg string `yaml:"msg"`
 	// Sentence for when all hold.
 	SuccessMsg string `yaml:"success_msg"`
+	// fail: the task fails. warn: it only warns, and the run goes on.
+	Severity string `yaml:"severity" choices:"fail,warn"`
 }
 
 // Check tells every condition that does not hold, with the values it was computed from.
@@ -36,6 +39,8 @@ func (a *assert) Check(context.Context, *module.Host) (module.Plan, error) {
 	switch err := errors.Join(failed...); {
 	case err == nil:
 		return module.Plan{Values: module.Values{"msg": a.SuccessMsg}}, nil
+	case a.Severity == "warn":
+		return module.Plan{Values: module.Values{"msg": "", "warnings": []string{cmp.Or(a.Msg, err.Error())}}}, nil
 	case a.Msg != "":
 		return module.Plan{}, fmt.Errorf("%s\n%w", a.Msg, err)
 	default:
