@@ -28,7 +28,7 @@ const dumpHeadLines = 60
 var (
 	dumpChangeLine = regexp.MustCompile(`^(?:-- )?CHANGE (?:MASTER TO MASTER_LOG_FILE='([A-Za-z0-9._-]{1,255})', MASTER_LOG_POS=([0-9]{1,19})|` +
 		`REPLICATION SOURCE TO SOURCE_LOG_FILE='([A-Za-z0-9._-]{1,255})', SOURCE_LOG_POS=([0-9]{1,19}));$`)
-	dumpGTIDPurged = regexp.MustCompile(`SET @@GLOBAL\.GTID_PURGED=(?:/\*!80000 '\+'\*/ )?'([0-9a-fA-F:,\-\s]*)'`)
+	dumpGTIDPurged = regexp.MustCompile(`SET @@GLOBAL\.GTID_PURGED=(?:/\*!80000 '\+'\*/ )?'\+?([0-9a-zA-Z_:,\-\s]*)'`)
 	dumpBodyLine   = regexp.MustCompile(`^(?:CREATE |USE |DROP |INSERT |LOCK |DELIMITER |/\*!40000 DROP )`)
 )
 

@@ -355,6 +355,8 @@ func (m *mysqlImport) verify(ctx context.Context, host *module.Host) (*dumpFacts
 		return nil, none, fmt.Errorf("%s has SHA-256 %s, expected %s", m.Src, facts.SHA256, m.SHA256)
 	case !facts.Complete:
 		return nil, none, fmt.Errorf("%s is cut off: its last line is not \"-- Dump completed\"", m.Src)
+	case len(have) == 0 || slices.Contains(have, ""):
+		return nil, none, fmt.Errorf("%s does not say which databases its tables belong to: it must be made with --databases, as mysql_dump does", m.Src)
 	case !slices.Equal(want, have):
 		return nil, none, fmt.Errorf("%s holds the databases %s, expected %s", m.Src, strings.Join(have, ", "), strings.Join(want, ", "))
 	}

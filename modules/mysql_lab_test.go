@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"runbook/engine/module"
+	"runbook/engine/transport"
 )
 
 // labServer is a private MariaDB instance that a test started.
@@ -51,7 +52,7 @@ func startPair(t *testing.T) (source, replica *labServer) {
 	servers := make([]*labServer, 2)
 	hosts := map[string]*module.Host{}
 	for i, name := range []string{"source", "replica"} {
-		s := &labServer{t: t, dir: filepath.Join(base, name), port: freePort(t)}
+		s := &labServer{t: t, dir: filepath.Join(base, name), port: labPort(t)}
 		if err := os.Mkdir(s.dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -67,7 +68,7 @@ func startPair(t *testing.T) (source, replica *labServer) {
 			s.args = append(s.args, "--read-only=1", "--replicate-wild-do-table=voms\\_lab.%", "--replicate-wild-do-table=o'db.%")
 		}
 		s.start()
-		s.host = localHost(t, name, hosts)
+		s.host = labHost(t, name, hosts)
 		hosts[name] = s.host
 		servers[i] = s
 	}
@@ -98,7 +99,7 @@ func (s *labServer) start() {
 	s.t.Fatalf("mariadbd does not start:\n%s", text)
 }
 
-func freePort(t *testing.T) int {
+func labPort(t *testing.T) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -108,10 +109,15 @@ func freePort(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// localHost is this machine under an inventory name; peers are found in hosts.
-func localHost(t *testing.T, name string, hosts map[string]*module.Host) *module.Host {
+// labHost is this machine under an inventory name; peers are found in hosts.
+func labHost(t *testing.T, name string, hosts map[string]*module.Host) *module.Host {
 	t.Helper()
-	return &module.Host{Name: name, Conn: localConn(t), PeerFunc: func(_ context.Context, name string) (*module.Host, error) {
+	conn, err := transport.Connect(context.Background(), transport.Config{Name: name, Connection: "local"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return &module.Host{Name: name, Conn: conn, PeerFunc: func(_ context.Context, name string) (*module.Host, error) {
 		if h, ok := hosts[name]; ok {
 			return h, nil
 		}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,36 +15,6 @@ import (
 	"runbook/engine/secret"
 	"runbook/engine/transport"
 )
-
-type execConn struct{}
-
-func localConn(*testing.T) transport.Conn { return execConn{} }
-
-func (execConn) Run(ctx context.Context, c transport.Cmd) (transport.Output, error) {
-	args := c.Args
-	if len(args) == 0 {
-		args = []string{"sh", "-c", c.Script}
-	}
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	var out, errText bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, &out, &errText
-	if c.Stdout != nil {
-		cmd.Stdout = c.Stdout
-	}
-	err := cmd.Run()
-	o := transport.Output{Stdout: out.Bytes(), Stderr: errText.Bytes(), Code: cmd.ProcessState.ExitCode()}
-	if err != nil {
-		return o, &transport.ExitError{Output: o}
-	}
-	return o, nil
-}
-
-func (execConn) Dial(ctx context.Context, _, network, addr string) (net.Conn, error) {
-	var d net.Dialer
-	return d.DialContext(ctx, network, addr)
-}
-
-func (execConn) Close() error { return nil }
 
 const quirky = "p'a\"s\\s`w?o%rd 漢"
 
@@ -148,9 +117,9 @@ func TestMySQL(t *testing.T) {
 		source.changes("mysql_user", source.on(odd))
 		delete(odd, "append")
 		odd["privs"] = map[string]any{"*.*": []any{"PROCESS"}}
-		odd["locked"], odd["tls_requires"] = "yes", "SSL"
+		odd["locked"], odd["tls_requires"] = true, "SSL"
 		source.changes("mysql_user", source.on(odd))
-		odd["locked"], odd["tls_requires"] = "no", "NONE"
+		odd["locked"], odd["tls_requires"] = false, "NONE"
 		odd["password"] = secret.New("other " + quirky)
 		source.changes("mysql_user", source.on(odd))
 		odd["plugin"], odd["update_password"] = "ed25519", "always"
@@ -190,7 +159,7 @@ func TestMySQL(t *testing.T) {
 		// A dump that fails leaves the one that is there.
 		for _, program := range []string{"exit 3", "head -n 30 " + dump, "sed '/^CREATE TABLE `people`/,/;$/d' " + dump, "grep -v MASTER_LOG_FILE " + dump} {
 			fake := filepath.Join(source.dir, "mariadb-dump")
-			writeFile(t, fake, "#!/bin/sh\nif [ \"$1\" = --version ]; then mariadb-dump --version; else "+program+"; fi\n", 0o755)
+			labFile(t, fake, "#!/bin/sh\nif [ \"$1\" = --version ]; then mariadb-dump --version; else "+program+"; fi\n", 0o755)
 			args := source.on(map[string]any{"databases": databases, "dest": dump, "program": fake, "max_age": "1ns"})
 			source.refused("mysql_dump", args, "nothing was replaced")
 			if again, _ := os.ReadFile(dump); !bytes.Equal(first, again) {
@@ -201,7 +170,7 @@ func TestMySQL(t *testing.T) {
 			}
 		}
 		fake := filepath.Join(source.dir, "mysqldump")
-		writeFile(t, fake, "#!/bin/sh\necho 'mysqldump  Ver 8.0.36 for Linux on x86_64 (MySQL Community Server - GPL)'\n", 0o755)
+		labFile(t, fake, "#!/bin/sh\necho 'mysqldump  Ver 8.0.36 for Linux on x86_64 (MySQL Community Server - GPL)'\n", 0o755)
 		source.refused("mysql_dump", source.on(map[string]any{"databases": databases, "dest": dump + "2", "program": fake}), "is of MySQL")
 		source.refused("mysql_dump", source.on(map[string]any{"databases": []any{"nowhere"}, "dest": dump + "2"}), "no database nowhere")
 		source.refused("mysql_dump", source.on(map[string]any{"databases": databases, "dest": "/nowhere/at/all.sql"}), "nothing was replaced")
@@ -250,7 +219,7 @@ func TestMySQL(t *testing.T) {
 		args["mode"] = "0640"
 		replica.changes("transfer", args)
 		// Content that differs is sent again; a source that is cut off while it sends leaves the old file.
-		writeFile(t, arrived, "old", 0o600)
+		labFile(t, arrived, "old", 0o600)
 		cut := replica.host.PeerFunc
 		defer func() { replica.host.PeerFunc = cut }()
 		peer := *source.host
@@ -289,7 +258,7 @@ func TestMySQL(t *testing.T) {
 		cut := arrived + ".cut"
 		tail := bytes.LastIndex(whole, []byte("-- Dump completed"))
 		for _, at := range []int{0, 1, 1000, len(whole) / 2, bytes.LastIndex(whole, []byte("DROP TABLE IF EXISTS")), tail, tail + 5} {
-			writeFile(t, cut, string(whole[:at]), 0o600)
+			labFile(t, cut, string(whole[:at]), 0o600)
 			replica.refused("mysql_import", importArgs(map[string]any{"src": cut}), "nothing was touched")
 		}
 		if n := replica.value("SELECT COUNT(*) FROM information_schema.SCHEMATA WHERE SCHEMA_NAME IN ('voms_lab', 'o''db', 'runbook')"); n != 0 {
@@ -304,9 +273,9 @@ func TestMySQL(t *testing.T) {
 		replica.sql("DROP DATABASE voms_lab")
 		// An import that breaks is marked, and may be repeated.
 		fake := filepath.Join(replica.dir, "mariadb")
-		writeFile(t, fake, "#!/bin/sh\nif [ \"$1\" = --version ]; then mariadb --version; else head -n 40 | mariadb \"$@\"; exit 1; fi\n", 0o755)
+		labFile(t, fake, "#!/bin/sh\nif [ \"$1\" = --version ]; then mariadb --version; else head -n 40 | mariadb \"$@\"; exit 1; fi\n", 0o755)
 		replica.refused("mysql_import", importArgs(map[string]any{"program": fake}), "marked so")
-		writeFile(t, fake, "#!/bin/sh\nif [ \"$1\" = --version ]; then mariadb --version; else sed '/^CREATE TABLE `people`/,$d' | mariadb \"$@\"; fi\n", 0o755)
+		labFile(t, fake, "#!/bin/sh\nif [ \"$1\" = --version ]; then mariadb --version; else sed '/^CREATE TABLE `people`/,$d' | mariadb \"$@\"; fi\n", 0o755)
 		replica.refused("mysql_import", importArgs(map[string]any{"program": fake}), "not in the databases")
 		if state := replica.value("SELECT GROUP_CONCAT(state) FROM runbook.imports"); state != "importing,importing" {
 			t.Errorf("state %v", state)
@@ -334,7 +303,7 @@ func TestMySQL(t *testing.T) {
 			t.Error("imported again")
 		}
 		other := bytes.Replace(whole, []byte("O\\'Neil"), []byte("O\\'Neal"), 1)
-		writeFile(t, arrived, string(other), 0o600)
+		labFile(t, arrived, string(other), 0o600)
 		replica.refused("mysql_import", importArgs(nil), "from another dump")
 		replica.changes("mysql_import", importArgs(map[string]any{"overwrite": true}))
 		if got := replica.value("SELECT COUNT(*) FROM `o'db`.people WHERE name LIKE 'O_Neal%'"); got != 1 {
@@ -490,7 +459,7 @@ func replicaStatusOf(t *testing.T, s *labServer) map[string]any {
 	return plan.Values["replica"].(map[string]any)
 }
 
-func writeFile(t *testing.T, name, text string, mode os.FileMode) {
+func labFile(t *testing.T, name, text string, mode os.FileMode) {
 	t.Helper()
 	if err := os.WriteFile(name, []byte(text), mode); err != nil {
 		t.Fatal(err)

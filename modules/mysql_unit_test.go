@@ -13,7 +13,7 @@ import (
 	"runbook/engine/secret"
 )
 
-func server(t *testing.T, version string) mysqlServer {
+func mysqlOf(t *testing.T, version string) mysqlServer {
 	t.Helper()
 	s, err := parseMySQLServer(version)
 	if err != nil {
@@ -43,16 +43,16 @@ func TestMySQLStatementsByVersion(t *testing.T) {
 		{"10.5.1-MariaDB", "reset replica", "", "RESET SLAVE ALL"},
 		{"8.4.0", "reset replica", "", "RESET REPLICA ALL"},
 	} {
-		got, _, err := server(t, c.version).forConnection(c.statement, c.name)
+		got, _, err := mysqlOf(t, c.version).forConnection(c.statement, c.name)
 		if err != nil || got != c.want {
 			t.Errorf("%s %s %q: %q, %v; want %q", c.version, c.statement, c.name, got, err, c.want)
 		}
 	}
-	if _, _, err := server(t, "5.6.24").forConnection("replica status", "x"); err == nil {
+	if _, _, err := mysqlOf(t, "5.6.24").forConnection("replica status", "x"); err == nil {
 		t.Error("a channel on MySQL 5.6 is accepted")
 	}
 	for version, want := range map[string][3]int{"5.5.5-10.3.39-MariaDB": {10, 3, 39}, "8.0.36-0ubuntu0.22.04.1": {8, 0, 36}, "5.5.68-MariaDB": {5, 5, 68}} {
-		if got := server(t, version).Number; got != want {
+		if got := mysqlOf(t, version).Number; got != want {
 			t.Errorf("%s: %v", version, got)
 		}
 	}
@@ -71,7 +71,7 @@ func TestMySQLChangeOptions(t *testing.T) {
 		"8.4.0":           "SOURCE_HOST = ?, SOURCE_PORT = ?, SOURCE_USER = ?, SOURCE_PASSWORD = ?, SOURCE_CONNECT_RETRY = ?, SOURCE_SSL = ?, GET_SOURCE_PUBLIC_KEY = 1, SOURCE_LOG_FILE = ?, SOURCE_LOG_POS = ?, SOURCE_AUTO_POSITION = ?",
 		"10.11.6-MariaDB": "MASTER_HOST = ?, MASTER_PORT = ?, MASTER_USER = ?, MASTER_PASSWORD = ?, MASTER_CONNECT_RETRY = ?, MASTER_SSL = ?, MASTER_LOG_FILE = ?, MASTER_LOG_POS = ?, MASTER_USE_GTID = no",
 	} {
-		got, args := m.changeOptions(server(t, version), at, 10)
+		got, args := m.changeOptions(mysqlOf(t, version), at, 10)
 		if got != want || len(args) != strings.Count(got, "?") {
 			t.Errorf("%s: %s (%d args)", version, got, len(args))
 		}
@@ -148,7 +148,7 @@ func TestMySQLComparePositions(t *testing.T) {
 }
 
 func TestMySQLGrants(t *testing.T) {
-	maria, my := server(t, "10.11.6-MariaDB"), server(t, "8.0.36")
+	maria, my := mysqlOf(t, "10.11.6-MariaDB"), mysqlOf(t, "8.0.36")
 	for _, c := range []struct {
 		s    mysqlServer
 		line string
@@ -268,6 +268,10 @@ func TestMySQLDumpHeader(t *testing.T) {
 	}
 	if c, ok := parseDumpHeader([]byte(mysqlDumpHead)); !ok || c != want {
 		t.Errorf("%+v %v", c, ok)
+	}
+	commented, _ := parseDumpHeader([]byte("/* SET @@GLOBAL.GTID_PURGED='+ced9418a-e91d-11f1-a590-02fc00000001:1-17';*/\n\n-- CHANGE REPLICATION SOURCE TO SOURCE_LOG_FILE='bin.000002', SOURCE_LOG_POS=198;\n"))
+	if commented != (dumpCoordinates{"bin.000002", 198, "ced9418a-e91d-11f1-a590-02fc00000001:1-17"}) {
+		t.Errorf("MySQL 9 with GTIDs: %+v", commented)
 	}
 	for text, want := range map[string]bool{
 		"CHANGE REPLICATION SOURCE TO SOURCE_LOG_FILE='b.000002', SOURCE_LOG_POS=157;\n":           true,

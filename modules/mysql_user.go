@@ -47,9 +47,9 @@ type mysqlUser struct {
 	// Keep privileges that are not listed, also on the objects that are.
 	Append bool `yaml:"append"`
 	// What the account's connections must use: NONE, SSL or X509. Default: left as it is.
-	TLSRequires string `yaml:"tls_requires" choices:",NONE,SSL,X509"`
-	// Whether the account is locked: yes or no. Default: left as it is.
-	Locked string `yaml:"locked" choices:",yes,no"`
+	TLSRequires string `yaml:"tls_requires" choices:"NONE,SSL,X509"`
+	// Whether the account is locked: true or false. Default: left as it is.
+	Locked any `yaml:"locked"`
 	// Whether the account should be there.
 	State string `yaml:"state" choices:"present,absent"`
 	// Write the changes to the binary log, so that replicas get them.
@@ -88,6 +88,9 @@ func (m *mysqlUser) Validate() error {
 	}
 	if !mysqlWordPattern.MatchString(m.Plugin) {
 		add("plugin", "not a plugin name", "")
+	}
+	if _, isBool := m.Locked.(bool); m.Locked != nil && !isBool {
+		add("locked", "expected true or false", "")
 	}
 	if m.Append && len(m.Privs) == 0 {
 		add("append", "means nothing without privs", "")
@@ -612,13 +615,13 @@ func (m *mysqlUser) steps(ctx context.Context, host *module.Host, s *mysqlSessio
 	if m.TLSRequires != "" && m.TLSRequires != account.ssl {
 		add("TLS required of "+label, account.ssl, m.TLSRequires, s.server.statement("require", "require", m.TLSRequires))
 	}
-	if m.Locked != "" && (m.Locked == "yes") != account.locked {
-		word := map[string]string{"yes": "LOCK", "no": "UNLOCK"}[m.Locked]
-		statement := s.server.statement("lock account", "lock", word)
+	if lock, given := m.Locked.(bool); given && lock != account.locked {
+		word := map[bool]string{true: "LOCK", false: "UNLOCK"}
+		statement := s.server.statement("lock account", "lock", word[lock])
 		if statement == "" {
 			return nil, fmt.Errorf("%s %s cannot lock accounts", s.server.family(), s.server.Text)
 		}
-		add("lock of "+label, map[bool]string{true: "yes", false: "no"}[account.locked], m.Locked, statement)
+		add("lock of "+label, strconv.FormatBool(account.locked), strconv.FormatBool(lock), statement)
 	}
 
 	grants, err := m.grantSteps(ctx, s, account, from)

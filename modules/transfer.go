@@ -130,6 +130,9 @@ func (m *transfer) Check(ctx context.Context, host *module.Host) (module.Plan, e
 	if err != nil {
 		return module.Plan{}, fmt.Errorf("cannot reach %s, which has the file: %w", m.SrcHost, err)
 	}
+	if peer.Conn == host.Conn {
+		return module.Plan{}, fmt.Errorf("src_host %s is this host itself", m.SrcHost)
+	}
 	var src, dest transferEnd
 	var srcErr, destErr error
 	var both sync.WaitGroup
