@@ -457,4 +457,3 @@ func (o *output) setLimit(limit int64) {
 	defer o.mu.Unlock()
 	o.limit = limit
 }
-
