@@ -1,0 +1,49 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"runbook/engine/report"
+)
+
+// completeBook completes the names of shipped runbooks, and files.
+func completeBook(_ *cobra.Command, _ []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+	if isPath(toComplete) {
+		return []string{"yml", "yaml"}, cobra.ShellCompDirectiveFilterFileExt
+	}
+	var names []string
+	for _, name := range shippedNames() {
+		if strings.HasPrefix(name, toComplete) {
+			names = append(names, name)
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeSetting completes -e with the parameters of the runbooks that are named already. Secrets are left out: they
+// are given in a file.
+func completeSetting(_ *cobra.Command, books []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+	if strings.HasPrefix(toComplete, "@") {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	var names []string
+	for _, name := range books {
+		src, err := findBook(name)
+		if err != nil {
+			continue
+		}
+		book, err := loadBook(src)
+		if err != nil {
+			continue
+		}
+		for _, p := range book.Params {
+			if !p.Secret && strings.HasPrefix(p.Name, toComplete) {
+				names = append(names, fmt.Sprintf("%s=\t%s", p.Name, report.Clean(p.Help)))
+			}
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
+}

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"runbook/engine"
+)
+
+// The exit codes, explained to users by `runbook help exit-codes`.
+const (
+	exitDone        = 0
+	exitFailed      = 1
+	exitDrift       = 2
+	exitBadInput    = 3
+	exitInterrupted = 4
+)
+
+const exitCodesHelp = `Every command that works on hosts ends with one of these:
+
+  0  done, and there is nothing to say: all tasks ended well; for check, every host is as declared
+  1  a host failed or was unreachable, or a play could not go on
+  2  check found drift: something would change, or a task cannot tell (unknown)
+  3  the input is wrong (arguments, runbook, inventory, parameters): nothing was touched
+  4  stopped by an interrupt: what was under way was ended, and the same call may be given again
+
+A code further up in this order wins: 3, 4, 1, 2, 0.`
+
+// exitError ends the program with a code when all was said already.
+type exitError struct{ code int }
+
+func (e *exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
+
+// exitCode is how the program ends after a run.
+func exitCode(s engine.Summary, check bool) int {
+	switch {
+	case s.Interrupted:
+		return exitInterrupted
+	case s.Failed():
+		return exitFailed
+	case check && s.Drift():
+		return exitDrift
+	}
+	return exitDone
+}
+
+// newExitCodes is a help topic: a command that cannot be run.
+func newExitCodes() *cobra.Command {
+	return &cobra.Command{Use: "exit-codes", Short: "What the exit codes say", Long: exitCodesHelp}
+}

@@ -1,0 +1,82 @@
+// Command runbook brings hosts to the state that runbooks declare, over SSH and without an agent.
+//
+// This package is the program: one file per verb, the flags they share in job.go, how hosts are reached in connect.go.
+// What a run does is in package engine; what is shown of it in engine/report.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"runbook/engine/report"
+)
+
+func main() {
+	os.Exit(program(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// program runs the program with arguments and returns its exit code.
+func program(args []string, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.Execute()
+	var ended *exitError
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.As(err, &ended):
+		return ended.code
+	}
+	// What comes here was found before anything was touched.
+	for _, line := range report.CleanLines(err.Error()) {
+		fmt.Fprintln(stderr, line)
+	}
+	return exitBadInput
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "runbook",
+		Short: "Bring hosts to the state that a runbook declares",
+		Long: `runbook reads a YAML runbook and an inventory of a site's hosts, and brings the hosts to the declared state over SSH.
+Nothing is needed on a host but sshd, a POSIX shell and the usual core utilities.
+
+  runbook list                                 which runbooks are shipped
+  runbook show man06/master                    what one does and which parameters it has
+  runbook check -i site.yml man06/master       what would change; no host is changed
+  runbook run -i site.yml man06/master         change it
+
+See "runbook help exit-codes" for what the exit codes say.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w\n    hint: see %s --help", err, cmd.CommandPath())
+	})
+	root.AddCommand(newRun(), newCheck(), newList(), newShow(), newVersion(), newDocs(), newExitCodes())
+	root.InitDefaultCompletionCmd()
+	return root
+}
+
+// oneBook and atLeastOneBook are cobra's argument checks with sentences that say what is missing.
+func oneBook(cmd *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return fmt.Errorf("cannot %s %d runbooks: name one", cmd.Name(), len(args))
+	}
+	return atLeastOneBook(cmd, args)
+}
+
+func atLeastOneBook(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return fmt.Errorf("cannot %s without a runbook\n    hint: name one by its path, or one of %s", cmd.Name(), strings.Join(shippedNames(), ", "))
+	}
+	return nil
+}
