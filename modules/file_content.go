@@ -1,0 +1,278 @@
+package modules
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+	"unicode/utf8"
+
+	"runbook/engine/module"
+	"runbook/engine/transport"
+)
+
+// written are the arguments of every module that writes the content of a file.
+type written struct {
+	owned
+	// Keep the old content beside the file, under its name with the time of the change and a ~ after it.
+	Backup bool `yaml:"backup"`
+	// Command, as a list of words, that is run on the new content before it takes the old one's place; %s stands for the path of a
+	// temporary file. If it fails, the file stays as it is. A check does not run it.
+	Validation []string `yaml:"validate"`
+}
+
+func (w written) validate(file, arg string) error {
+	errs := []error{w.owned.validate(), absolute(arg, file)}
+	if w.Mode.Set && w.Mode.Bits == 0 {
+		errs = append(errs, &module.ArgError{Path: "mode", Msg: "0000 lets nobody read the file"})
+	}
+	if len(w.Validation) > 0 && !strings.Contains(strings.Join(w.Validation[1:], " "), "%s") {
+		errs = append(errs, &module.ArgError{Path: "validate", Msg: "no %s among the words after the first",
+			Hint: "a list such as [visudo, -cf, \"%s\"]"})
+	}
+	return errors.Join(errs...)
+}
+
+// maxShown is the size up to which a file is read for its diff; of a larger one only the digest is compared.
+const maxShown = 1 << 20
+
+// content is what a module wants of the content of one file.
+type content struct {
+	path   string
+	attrs  written
+	secret bool // the content is never shown
+	// whole is the content, when it does not depend on the old one.
+	whole []byte
+	// edit makes the new content of the old one; nil means whole.
+	edit func(old []byte) ([]byte, error)
+	// missing says what a missing file is: createIt, an error, or as it should be.
+	missing missing
+	// keep leaves a file that is there as it is.
+	keep bool
+}
+
+type missing int
+
+const (
+	createIt missing = iota
+	missingIsError
+	missingIsFine
+)
+
+// contentState is what Check found, for Apply.
+type contentState struct {
+	path    string // with links followed
+	info    transport.FileInfo
+	content []byte
+	write   bool
+}
+
+func (c content) check(ctx context.Context, host *module.Host) (module.Plan, error) {
+	st, old, err := c.read(ctx, host)
+	if err != nil {
+		return module.Plan{}, err
+	}
+	if st.info.Exists() && st.info.Kind != "file" {
+		return module.Plan{}, fmt.Errorf("cannot write %s: it is a %s", st.path, st.info.Kind)
+	}
+	if !st.info.Exists() && c.missing != createIt {
+		if c.missing == missingIsFine {
+			return module.Plan{Values: module.Values{"path": c.path, "sha256": ""}}, nil
+		}
+		return module.Plan{}, fmt.Errorf("cannot edit %s: there is no such file (create: true makes it)", c.path)
+	}
+	if c.keep && st.info.Exists() {
+		st.content = c.whole
+	} else if err := c.decide(&st, old); err != nil {
+		return module.Plan{}, err
+	}
+	var plan module.Plan
+	if st.write {
+		plan.Changes = append(plan.Changes, c.change(st, old))
+	}
+	attrs := c.attrs.diff(c.path, st.info)
+	plan.Changes = append(plan.Changes, attrs...)
+	if !st.info.Exists() || len(attrs) > 0 {
+		if err := canHold(ctx, host, st.path, c.attrs.owned); err != nil {
+			return module.Plan{}, err
+		}
+	}
+	plan.State = st
+	plan.Values = module.Values{"path": c.path, "sha256": c.sum(st)}
+	return plan, nil
+}
+
+// decide fills in what the content has to be and whether it has to be written.
+func (c content) decide(st *contentState, old []byte) error {
+	if c.edit == nil {
+		st.content = c.whole
+		st.write = !st.info.Exists() || !bytes.Equal(old, c.whole)
+		if st.info.SHA256 != "" {
+			st.write = st.info.SHA256 != digest(c.whole)
+		}
+		return nil
+	}
+	var err error
+	if st.content, err = c.edit(old); err != nil {
+		return err
+	}
+	again, err := c.edit(st.content)
+	if err == nil && !bytes.Equal(again, st.content) {
+		err = errors.New("made twice, it would change the file twice")
+	}
+	if err != nil {
+		return fmt.Errorf("cannot edit %s: the edit is not idempotent: %w", c.path, err)
+	}
+	st.write = !st.info.Exists() || !bytes.Equal(old, st.content)
+	return nil
+}
+
+// read finds the file at the path or at the end of its links. Of content that is secret or large only the digest is read, and of a file
+// that whole content replaces no more than a diff can show.
+func (c content) read(ctx context.Context, host *module.Host) (st contentState, old []byte, err error) {
+	st.path = c.path
+	for range 2 {
+		switch {
+		case c.edit != nil:
+			st.info, old, err = transport.ReadFile(ctx, host, st.path, 8*maxShown)
+		case c.secret || len(c.whole) > maxShown:
+			st.info, err = transport.Stat(ctx, host, st.path, true)
+		default:
+			st.info, old, err = readHead(ctx, host, st.path)
+		}
+		if err != nil || st.info.Kind != "link" {
+			return st, old, err
+		}
+		out, err := host.Run(ctx, transport.Cmd{Args: []string{"readlink", "-f", "--", st.path}})
+		if err != nil {
+			return st, nil, fmt.Errorf("cannot follow the link %s: %w", st.path, err)
+		}
+		st.path = strings.TrimSuffix(string(out.Stdout), "\n")
+	}
+	return st, nil, fmt.Errorf("cannot follow the link %s", c.path)
+}
+
+// readHead reads a little more of a file than is shown of one.
+func readHead(ctx context.Context, host *module.Host, file string) (transport.FileInfo, []byte, error) {
+	script, err := transport.StatScript(false, file)
+	if err != nil {
+		return transport.FileInfo{}, nil, err
+	}
+	script += fmt.Sprintf("p=%s; [ ! -f \"$p\" ] || exec head -c %d -- \"$p\"\n", transport.Quote(file), maxShown+1)
+	out, err := host.Run(ctx, transport.Cmd{Script: script})
+	if err != nil {
+		return transport.FileInfo{}, nil, fmt.Errorf("cannot read %s: %w", file, err)
+	}
+	infos, head, err := transport.ParseStat(out.Stdout, false, file)
+	if err != nil {
+		return transport.FileInfo{}, nil, err
+	}
+	return infos[0], head, nil
+}
+
+func (c content) change(st contentState, old []byte) module.Change {
+	change := module.Change{What: "content of " + c.path, Before: c.shown(old, st.info), After: c.shown(st.content, transport.FileInfo{Kind: "file"})}
+	if !st.info.Exists() {
+		change.What = "create " + c.path
+	}
+	return change
+}
+
+// shown is content as a change shows it.
+func (c content) shown(data []byte, info transport.FileInfo) string {
+	switch {
+	case !info.Exists():
+		return ""
+	case c.secret:
+		return "(secret)"
+	case info.SHA256 != "":
+		return fmt.Sprintf("(%d bytes, SHA-256 %s)", info.Size, info.SHA256)
+	case info.Size > maxShown:
+		return fmt.Sprintf("(%d bytes)", info.Size)
+	case len(data) > maxShown || bytes.IndexByte(data, 0) >= 0:
+		return fmt.Sprintf("(%d bytes, SHA-256 %s)", len(data), digest(data))
+	}
+	return escapeInvalid(string(data))
+}
+
+// escapeInvalid writes bytes that are no UTF-8 as \xNN: comments in older files are often in Latin 1.
+func escapeInvalid(s string) string {
+	if utf8.ValidString(s) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); {
+		r, size := utf8.DecodeRuneInString(s[i:])
+		if r == utf8.RuneError && size == 1 {
+			fmt.Fprintf(&b, `\x%02x`, s[i])
+		} else {
+			b.WriteString(s[i : i+size])
+		}
+		i += size
+	}
+	return b.String()
+}
+
+func (c content) apply(ctx context.Context, host *module.Host, plan module.Plan) (module.Values, error) {
+	st := plan.State.(contentState)
+	if st.write {
+		err := transport.WriteFile(ctx, host, transport.FileWrite{
+			Path: st.path, Content: st.content, Mode: c.attrs.Mode.Bits, Owner: c.attrs.Owner, Group: c.attrs.Group,
+			Backup: c.attrs.Backup, Validate: c.attrs.Validation,
+		})
+		return plan.Values, err
+	}
+	_, err := host.Run(ctx, transport.Cmd{Script: ownScript, Env: map[string]string{
+		"RB_PATH": st.path, "RB_MODE": c.attrs.Mode.String(), "RB_OWNER": c.attrs.Owner, "RB_GROUP": c.attrs.Group,
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("cannot set the mode and owner of %s: %w", st.path, err)
+	}
+	return plan.Values, nil
+}
+
+// ownScript sets owner and group before the mode: chown clears setuid and setgid bits.
+const ownScript = `set -e
+if [ -n "$RB_OWNER$RB_GROUP" ]; then chown -- "$RB_OWNER${RB_GROUP:+:$RB_GROUP}" "$RB_PATH"; fi
+if [ -n "$RB_MODE" ]; then chmod -- "$RB_MODE" "$RB_PATH"; fi
+`
+
+// sum is the digest that the file will have. That of a secret would let it be guessed.
+func (c content) sum(st contentState) string {
+	switch {
+	case c.secret:
+		return ""
+	}
+	return digest(st.content)
+}
+
+func digest(data []byte) string {
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}
+
+// canHold asks the host, before something is made at file, whether its directory is there and the owner and group are known.
+func canHold(ctx context.Context, host *module.Host, file string, o owned) error {
+	_, err := host.Run(ctx, transport.Cmd{Script: canHoldScript, Env: map[string]string{
+		"RB_DIR": path.Dir(file), "RB_OWNER": o.Owner, "RB_GROUP": o.Group,
+	}})
+	if exit := (*transport.ExitError)(nil); errors.As(err, &exit) {
+		return fmt.Errorf("cannot write %s: %s", file, strings.TrimSpace(string(exit.Output.Stderr)))
+	}
+	return err
+}
+
+const canHoldScript = knownScript + `[ -d "$RB_DIR" ] || { [ -e "$RB_DIR" ] && fail "$RB_DIR is not a directory"; fail "there is no directory $RB_DIR"; }
+`
+
+// contentReturns documents the values of the modules that write content.
+func contentReturns() []module.Return {
+	return []module.Return{
+		{Name: "path", Type: "string", Help: "the file's path, as given"},
+		{Name: "sha256", Type: "string", Help: "SHA-256 of the content as declared, hexadecimal; empty for a secret, and for a file that is missing and may be"},
+	}
+}

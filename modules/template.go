@@ -1,0 +1,42 @@
+package modules
+
+import (
+	"context"
+
+	"runbook/engine/module"
+)
+
+func init() { register("template", func() module.Module { return &template{Force: true} }) }
+
+// template writes a file from a template beside the runbook, rendered for each host.
+//
+// The file is replaced as a whole and at once: no one ever sees half of it. A symbolic link at dest is followed.
+type template struct {
+	// Template beside the runbook. It is compiled when the runbook is loaded; a template that uses a secret is never shown.
+	Src module.Template `yaml:"src" required:"true"`
+	// Path of the file on the host.
+	Dest string `yaml:"dest" required:"true"`
+	// Replace a file that is there with other content. With false, only a missing file is written.
+	Force bool `yaml:"force"`
+	written
+}
+
+// Validate refuses what cannot be meant.
+func (m *template) Validate() error { return m.written.validate(m.Dest, "dest") }
+
+func (m *template) content() content {
+	return content{path: m.Dest, attrs: m.written, whole: []byte(m.Src.Text), secret: m.Src.Secret, keep: !m.Force}
+}
+
+// Check compares the content, mode and owner.
+func (m *template) Check(ctx context.Context, host *module.Host) (module.Plan, error) {
+	return m.content().check(ctx, host)
+}
+
+// Apply writes what differs.
+func (m *template) Apply(ctx context.Context, host *module.Host, plan module.Plan) (module.Values, error) {
+	return m.content().apply(ctx, host, plan)
+}
+
+// Returns documents the result.
+func (*template) Returns() []module.Return { return contentReturns() }
