@@ -177,9 +177,39 @@ func TestMySQL(t *testing.T) {
 		// With a password: an option file that is gone afterwards.
 		source.must("mysql_user", source.on(map[string]any{"name": "dumper", "host": "127.0.0.1", "password": secret.New(quirky), "privs": map[string]any{"*.*": []any{"ALL"}}}))
 		byTCP := map[string]any{"databases": []any{"o'db"}, "dest": dump + "2", "login_host": "127.0.0.1", "login_port": source.port, "login_user": "dumper", "login_password": secret.New(quirky)}
+		seen := watchProcesses(quirky)
 		source.changes("mysql_dump", byTCP)
+		for _, process := range seen() {
+			t.Errorf("the password is visible: %s", process)
+		}
 		if left, _ := filepath.Glob(filepath.Join(os.TempDir(), "runbook-login.*")); len(left) > 0 {
 			t.Errorf("left behind: %v", left)
+		}
+		// A dump that is cancelled takes its process, its part and its option file along.
+		labFile(t, fake, "#!/bin/sh\nif [ \"$1\" = --version ]; then mariadb-dump --version; else echo begun; exec sleep 61.25; fi\n", 0o755)
+		byTCP["program"], byTCP["max_age"] = fake, "1ns"
+		plan, err = source.check("mysql_dump", byTCP)
+		if err != nil {
+			t.Fatal(err)
+		}
+		soon, cancel := context.WithTimeout(context.Background(), time.Second)
+		if _, err := makeModule(t, "mysql_dump", byTCP).Apply(soon, source.host, plan); err == nil || !strings.Contains(err.Error(), "nothing was replaced") {
+			t.Errorf("cancelled: %v", err)
+		}
+		cancel()
+		gone := func() bool {
+			parts, _ := filepath.Glob(filepath.Join(source.dir, ".*.part"))
+			logins, _ := filepath.Glob(filepath.Join(os.TempDir(), "runbook-login.*"))
+			return len(parts)+len(logins) == 0 && exec.Command("pgrep", "-f", "sleep 61[.]25").Run() != nil
+		}
+		for range 60 {
+			if gone() {
+				break
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		if !gone() {
+			t.Error("a cancelled dump left its process or its files")
 		}
 		// Engines that a transaction does not cover.
 		source.sql("CREATE DATABASE old", "CREATE TABLE old.t (a INT) ENGINE=MyISAM")
@@ -271,6 +301,17 @@ func TestMySQL(t *testing.T) {
 			t.Errorf("their data: %v", n)
 		}
 		replica.sql("DROP DATABASE voms_lab")
+		// An import that outlived its run.
+		login := mysqlLogin{LoginUser: "root", LoginSocket: replica.socket}
+		holder, err := login.open(context.Background(), replica.host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := holder.exec(context.Background(), "DO GET_LOCK(?, 0)", importLock); err != nil {
+			t.Fatal(err)
+		}
+		replica.refused("mysql_import", importArgs(nil), "still running")
+		holder.close()
 		// An import that breaks is marked, and may be repeated.
 		fake := filepath.Join(replica.dir, "mariadb")
 		labFile(t, fake, "#!/bin/sh\nif [ \"$1\" = --version ]; then mariadb --version; else head -n 40 | mariadb \"$@\"; exit 1; fi\n", 0o755)
@@ -457,6 +498,31 @@ func replicaStatusOf(t *testing.T, s *labServer) map[string]any {
 		t.Fatal(err)
 	}
 	return plan.Values["replica"].(map[string]any)
+}
+
+// watchProcesses looks for text in the arguments and environments of all processes until the result is asked for.
+func watchProcesses(text string) (seen func() []string) {
+	done, result := make(chan struct{}), make(chan []string)
+	go func() {
+		var found []string
+		for {
+			select {
+			case <-done:
+				result <- found
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
+			files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+			for _, file := range files {
+				for _, name := range []string{file, strings.Replace(file, "cmdline", "environ", 1)} {
+					if content, _ := os.ReadFile(name); bytes.Contains(content, []byte(text)) {
+						found = append(found, name)
+					}
+				}
+			}
+		}
+	}()
+	return func() []string { close(done); return <-result }
 }
 
 func labFile(t *testing.T, name, text string, mode os.FileMode) {
