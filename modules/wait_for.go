@@ -147,22 +147,22 @@ func (w *waitFor) listen(ctx context.Context, conn net.Conn) string {
 }
 
 func (w *waitFor) lookAtPath(ctx context.Context, host *module.Host) (string, error) {
-	script := `[ -e "$RB_PATH" ] || [ -L "$RB_PATH" ] || exit 3`
-	if w.SearchRegex != "" {
-		script += `; head -c 1048576 -- "$RB_PATH"`
+	var info transport.FileInfo
+	var held []byte
+	var err error
+	if w.SearchRegex == "" {
+		info, err = transport.Stat(ctx, host, w.Path, false)
+	} else {
+		info, held, err = readHead(ctx, host, w.Path)
 	}
-	out, err := host.Run(ctx, transport.Cmd{Script: script, Env: map[string]string{"RB_PATH": w.Path}})
-	exit := (*transport.ExitError)(nil)
-	switch absent := errors.As(err, &exit) && exit.Output.Code == 3; {
-	case absent && w.state() == "absent":
-		return "", nil
-	case absent:
-		return "absent", nil
+	switch exists := info.Exists(); {
 	case err != nil:
-		return "", fmt.Errorf("cannot read %s: %w", w.Path, err)
-	case w.state() == "absent":
+		return "", err
+	case exists && w.state() == "absent":
 		return "present", nil
-	case !regexp.MustCompile(w.SearchRegex).Match(out.Stdout):
+	case !exists && w.state() == "present":
+		return "absent", nil
+	case exists && !regexp.MustCompile(w.SearchRegex).Match(held):
 		return "present, without a match", nil
 	}
 	return "", nil
