@@ -33,7 +33,7 @@ type mysqlDump struct {
 	// Absolute path of the dump file; its directory must exist.
 	Dest string `yaml:"dest" required:"true"`
 	// Dump in one transaction, without locks: auto does so if every table is of a transactional engine and locks all tables
-	// otherwise (and says so in the result's warning), require fails instead of locking, never always locks.
+	// otherwise (and says so in the result's warnings), require fails instead of locking, never always locks.
 	SingleTransaction string `yaml:"single_transaction" choices:"auto,require,never"`
 	// Dump stored procedures and functions.
 	Routines bool `yaml:"routines"`
@@ -69,7 +69,7 @@ func (*mysqlDump) Returns() []module.Return {
 		{Name: "server_id", Type: "int", Help: "server_id of the source"},
 		{Name: "server_uuid", Type: "string", Help: "server_uuid of the source, empty on MariaDB"},
 		{Name: "finished", Type: "string", Help: "when it was finished, RFC 3339"},
-		{Name: "warning", Type: "string", Help: "what to know about it, such as that tables were locked; usually empty"},
+		{Name: "warnings", Type: "list", Help: "what to know about it, such as that tables were locked; usually empty"},
 	}
 }
 
@@ -140,9 +140,13 @@ func (m *mysqlDump) values(r *dumpRecord) module.Values {
 	if r == nil {
 		r = &dumpRecord{Databases: m.Databases, Charset: m.Charset}
 	}
+	warnings := []any{}
+	if r.Warning != "" {
+		warnings = append(warnings, r.Warning)
+	}
 	return module.Values{"path": m.Dest, "log_file": r.LogFile, "log_pos": r.LogPos, "gtid": r.GTID, "sha256": r.SHA256, "size": r.Size,
 		"databases": anyList(r.Databases), "tables": len(r.Tables), "charset": r.Charset, "server_id": r.ServerID, "server_uuid": r.ServerUUID,
-		"finished": r.Finished, "warning": r.Warning}
+		"finished": r.Finished, "warnings": warnings}
 }
 
 // dumpPlan is what Check hands to Apply.

@@ -38,7 +38,7 @@ func (*mysqlInfo) Returns() []module.Return {
 		{Name: "flavour", Type: "string", Help: "mariadb or mysql"},
 		{Name: "version", Type: "string", Help: "as the server gives it"},
 		{Name: "version_number", Type: "list", Help: "three numbers"},
-		{Name: "server_id", Type: "int", Help: ""},
+		{Name: "server_id", Type: "int", Help: "number of the server, which must differ between source and replica"},
 		{Name: "server_uuid", Type: "string", Help: "empty on MariaDB"},
 		{Name: "read_only", Type: "bool", Help: "ordinary accounts may not write"},
 		{Name: "super_read_only", Type: "bool", Help: "nobody may write"},

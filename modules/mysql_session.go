@@ -441,6 +441,8 @@ func hostScript(ctx context.Context, host *module.Host, script string, args ...s
 	return host.Run(ctx, hostScriptCmd(script, args...))
 }
 
+// hostScriptCmd is the command of hostScript. What these modules do takes several commands and a database connection, so no
+// verifying check may follow the first command in the same flight: Sent does nothing.
 func hostScriptCmd(script string, args ...string) transport.Cmd {
-	return transport.Cmd{Args: append([]string{"sh", "-c", "LC_ALL=C; export LC_ALL\n" + script, "runbook"}, args...)}
+	return transport.Cmd{Args: append([]string{"sh", "-c", "LC_ALL=C; export LC_ALL\n" + script, "runbook"}, args...), Sent: func() {}}
 }

@@ -238,7 +238,7 @@ func (m *transfer) send(ctx context.Context, host *module.Host, part string, src
 	var sendErr error
 	var sending sync.WaitGroup
 	sending.Go(func() {
-		_, sendErr = peer.Run(ctx, transport.Cmd{Args: []string{"cat", "--", m.Src},
+		_, sendErr = peer.Run(ctx, transport.Cmd{Args: []string{"cat", "--", m.Src}, Sent: func() {},
 			Stdout: io.MultiWriter(writer, sum, countWriter{&count})})
 		// The reader gets an error, not an end, when the source failed.
 		_ = writer.CloseWithError(sendErr)
