@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -41,12 +41,16 @@ func showBook(w io.Writer, book *spec.Book) {
 	}
 	if len(book.Params) > 0 {
 		fmt.Fprintln(w, "\nParameters, set in the inventory or with -e:")
-		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(table, "  NAME\tTYPE\tDEFAULT\tHELP")
+		longest := 0
 		for _, p := range book.Params {
-			fmt.Fprintf(table, "  %s\t%s\t%s\t%s\n", p.Name, paramType(p), paramDefault(p), paramHelp(p))
+			longest = max(longest, len(p.Name))
 		}
-		_ = table.Flush()
+		for _, p := range book.Params {
+			fmt.Fprintf(w, "  %-*s  %s\n", longest, p.Name, paramType(p))
+			for _, line := range wrap(paramHelp(p), 90) {
+				fmt.Fprintln(w, "      "+line)
+			}
+		}
 	}
 	for i, play := range book.Plays {
 		name := report.Clean(play.Name)
@@ -89,20 +93,15 @@ func paramType(p *spec.Param) string {
 	if p.Secret {
 		text += ", secret"
 	}
-	if p.Required {
+	switch {
+	case p.Required:
 		text += ", required"
+	case p.Default != nil && p.Default.Kind == spec.String && p.Default.Str == "":
+		text += `, default ""`
+	case p.Default != nil:
+		text += ", default " + report.Clean(valueText(p.Default))
 	}
 	return text
-}
-
-func paramDefault(p *spec.Param) string {
-	if p.Default == nil {
-		return "-"
-	}
-	if p.Default.Kind == spec.String && p.Default.Str == "" {
-		return `""`
-	}
-	return report.Clean(valueText(p.Default))
 }
 
 func paramHelp(p *spec.Param) string {
@@ -124,6 +123,19 @@ func paramHelp(p *spec.Param) string {
 		parts = append(parts, "matches "+report.Clean(p.Pattern))
 	}
 	return strings.Join(parts, "; ")
+}
+
+// wrap breaks text into lines of at most columns, where words allow.
+func wrap(text string, columns int) []string {
+	var lines []string
+	for _, word := range strings.Fields(text) {
+		if last := len(lines) - 1; last >= 0 && utf8.RuneCountInString(lines[last]+word) < columns {
+			lines[last] += " " + word
+		} else {
+			lines = append(lines, word)
+		}
+	}
+	return lines
 }
 
 // valueText is a value on one line, much as YAML's flow style has it.
