@@ -244,6 +244,9 @@ func findClient(ctx context.Context, host *module.Host, server mysqlServer, prog
 		path, text, _ := strings.Cut(line, "\t")
 		v, ok := parseClientVersion(text)
 		if !ok {
+			if path != "" {
+				others = append(others, path+" does not tell its version")
+			}
 			continue
 		}
 		if v.MariaDB == server.MariaDB {
