@@ -29,10 +29,11 @@ const (
 
 // outcome is how one task, or one item of its loop, ended on a host.
 type outcome struct {
-	result report.Result
-	values map[string]any // what register binds
-	lost   bool           // the host could not be reached
-	notRun bool           // check mode: declared to change nothing, so there is nothing to judge
+	result  report.Result
+	values  map[string]any // what register binds
+	lost    bool           // the host could not be reached
+	planned bool           // check mode: Check returned a plan, so the values are what is known
+	notRun  bool           // check mode: declared to change nothing, so there is nothing to judge
 }
 
 func (o *outcome) changed() bool {
@@ -69,6 +70,9 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 	env := p.env(ctx, t, h, &user)
 	items, looped, stop := p.items(t, env)
 	if stop != nil {
+		e := p.taskEvent(report.TaskEnd, t, h, p.taskName(t, env), "")
+		e.Result = &stop.result
+		p.emit(e)
 		return p.finish(ctx, t, h, env, []outcome{*stop}, looped, begin)
 	}
 	var all []outcome
@@ -95,6 +99,9 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 				out.result.Ignored = ignored
 			}
 			out.result.Rescued = t.rescued && !out.result.Ignored
+		}
+		if out.result.Status == report.Unknown && !out.planned {
+			out.values = unknownResult(t, out.result.Because)
 		}
 		if looped && out.values != nil {
 			out.values["item"] = item
@@ -143,6 +150,10 @@ func (p *playRun) finish(ctx context.Context, t *task, h *hostRun, env *vars.Sta
 		h.total.OK++
 	}
 	values := combine(all, looped)
+	if res.Status == report.Unknown && looped && len(all) == 1 && all[0].values == nil {
+		values = unknownResult(t, res.Because) // it is not known what to loop over
+		values["results"] = vars.Unknown{Because: res.Because}
+	}
 	p.register(t, h, values)
 	name := p.taskName(t, env)
 	if res.Status == report.Unreachable || res.Status == report.Failed && !res.Ignored {
@@ -190,6 +201,7 @@ func combine(all []outcome, looped bool) map[string]any {
 		return common(o.result, nil)
 	}
 	results := []any{}
+	var unsure any
 	whole := map[string]any{"changed": false, "failed": false, "skipped": len(all) > 0, "msg": ""}
 	for _, o := range all {
 		values := o.values
@@ -197,9 +209,15 @@ func combine(all []outcome, looped bool) map[string]any {
 			values = common(o.result, nil)
 		}
 		results = append(results, values)
+		if o.result.Status == report.Unknown {
+			unsure = vars.Unknown{Because: o.result.Because}
+		}
 		whole["changed"] = whole["changed"].(bool) || o.changed()
 		whole["failed"] = whole["failed"].(bool) || o.result.Status == report.Failed
 		whole["skipped"] = whole["skipped"].(bool) && o.result.Status == report.Skipped
+	}
+	if unsure != nil && whole["changed"] == false {
+		whole["changed"] = unsure
 	}
 	whole["results"] = results
 	return whole
@@ -589,7 +607,7 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 
 // predict is the verdict of check mode on a plan that a run would apply.
 func (p *playRun) predict(t *task, m module.Module, target *hostRun, plan module.Plan, name string) outcome {
-	out := outcome{values: plan.Values}
+	out := outcome{values: plan.Values, planned: true}
 	out.result.Changes = changes(plan.Changes)
 	out.result.Provisional = target.pendingTask() != ""
 	out.result.Status = report.WouldChange
@@ -604,15 +622,30 @@ func (p *playRun) predict(t *task, m module.Module, target *hostRun, plan module
 		target.setPending(name)
 	}
 	if plan.Pending || plan.Unknown != "" {
-		out.values = map[string]any{}
-		if r, ok := m.(module.Returner); ok {
-			for _, f := range r.Returns() {
-				out.values[f.Name] = vars.Unknown{Because: fmt.Sprintf("%q has yet to run", name)}
-			}
-		}
+		out.values = unknownFields(m, fmt.Sprintf("%q has yet to run", name))
 	}
 	out.values = common(out.result, out.values)
 	return out
+}
+
+// unknownFields is what a module returns, none of it known yet.
+func unknownFields(m module.Module, because string) map[string]any {
+	values := map[string]any{}
+	if r, ok := m.(module.Returner); ok {
+		for _, f := range r.Returns() {
+			values[f.Name] = vars.Unknown{Because: because}
+		}
+	}
+	return values
+}
+
+// unknownResult is what register binds when it is not known what a task will do.
+func unknownResult(t *task, because string) map[string]any {
+	values := unknownFields(t.factory(), because)
+	for _, name := range []string{"changed", "failed", "skipped", "msg"} {
+		values[name] = vars.Unknown{Because: because}
+	}
+	return values
 }
 
 // neverChanges reports whether a task says changed_when: false.
