@@ -222,7 +222,7 @@ func (p *playRun) execute(ctx context.Context) {
 // lostNeed looks for a host that the play reaches for, by hosts[…] or delegate_to, and that has dropped out.
 func (p *playRun) lostNeed(ctx context.Context, hosts []*hostRun) (string, *failure) {
 	for _, h := range hosts {
-		env := p.env(ctx, nil, h, nil)
+		env := p.env(ctx, nil, h, nil, &reach{})
 		for _, need := range p.play.needs {
 			name, err := need.Eval(env)
 			if err != nil {
@@ -412,8 +412,8 @@ func (p *playRun) register(t *task, h *hostRun, values map[string]any) {
 }
 
 // env is what the expressions of a task see on a host. t is nil before any task of the play; user tells as whom
-// facts are gathered, nil for the login user.
-func (p *playRun) env(ctx context.Context, t *task, h *hostRun, user *string) *vars.Stack {
+// facts are gathered, nil for the login user; reached notes the hosts that expressions look at.
+func (p *playRun) env(ctx context.Context, t *task, h *hostRun, user *string, reached *reach) *vars.Stack {
 	env := p.book.stacks[h.host.Name].With(vars.PlayVars, p.play.vars, p.play.title)
 	if t != nil {
 		for _, layer := range t.vars {
@@ -432,7 +432,7 @@ func (p *playRun) env(ctx context.Context, t *task, h *hostRun, user *string) *v
 	}
 	own := map[string]vars.Tree{
 		nameFacts:     vars.Lazy(vars.Any, func() (any, error) { return p.factsMap(ctx, h, as()) }),
-		nameHosts:     vars.Const(&hostsView{p, ctx, as}),
+		nameHosts:     vars.Const(&hostsView{p, ctx, as, reached}),
 		namePlayHosts: vars.Const(playHosts),
 	}
 	return env.With(vars.Builtin, own, "the engine")
@@ -466,10 +466,34 @@ func (r *run) factsMap(ctx context.Context, h *hostRun, user string) (any, error
 
 // hostsView is the value of `hosts`: the other hosts' variables, facts and results.
 type hostsView struct {
-	p    *playRun
-	ctx  context.Context
-	user func() string
+	p       *playRun
+	ctx     context.Context
+	user    func() string
+	reached *reach
 }
+
+// reach is the other hosts that a task has looked at.
+type reach struct {
+	mu    sync.Mutex
+	hosts []*hostRun
+}
+
+func (r *reach) add(h *hostRun) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !slices.Contains(r.hosts, h) {
+		r.hosts = append(r.hosts, h)
+	}
+}
+
+func (r *reach) all() []*hostRun {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.hosts)
+}
+
+// Keys lists the hosts.
+func (v *hostsView) Keys() []string { return slices.Sorted(maps.Keys(v.p.run.hosts)) }
 
 // Fetch returns the view of one host.
 func (v *hostsView) Fetch(key any) (any, error) {
@@ -478,6 +502,7 @@ func (v *hostsView) Fetch(key any) (any, error) {
 	if h == nil {
 		return nil, fmt.Errorf("the inventory has no host %q%s", name, dashed(spec.DidYouMean(name, slices.Collect(maps.Keys(v.p.run.hosts)))))
 	}
+	v.reached.add(h)
 	return &hostView{v, h}, nil
 }
 

@@ -67,9 +67,11 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 	defer func() { <-p.forks }()
 	begin := time.Now()
 	var user string
-	env := p.env(ctx, t, h, &user)
+	reached := &reach{}
+	env := p.env(ctx, t, h, &user, reached)
 	items, looped, stop := p.items(t, env)
 	if stop != nil {
+		*stop = p.provisional(*stop, h, reached)
 		e := p.taskEvent(report.TaskEnd, t, h, p.taskName(t, env), "")
 		e.Result = &stop.result
 		p.emit(e)
@@ -90,7 +92,7 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		e := p.taskEvent(report.TaskStart, t, h, name, label)
 		p.emit(e)
 		start := time.Now()
-		out := p.attempt(ctx, t, h, itemEnv, &user, e)
+		out := p.provisional(p.attempt(ctx, t, h, itemEnv, &user, reached, e), h, reached)
 		out.result.Seconds = time.Since(start).Seconds()
 		if out.result.Status == report.Failed {
 			if ignored, err := evalBool(t.ignoreErrors, itemEnv); err != nil {
@@ -337,7 +339,7 @@ func evalBool(tree vars.Tree, env vars.Env) (bool, error) {
 }
 
 // attempt runs one item of a task, again and again where until says so.
-func (p *playRun) attempt(ctx context.Context, t *task, h *hostRun, env *vars.Stack, user *string, e report.Event) outcome {
+func (p *playRun) attempt(ctx context.Context, t *task, h *hostRun, env *vars.Stack, user *string, reached *reach, e report.Event) outcome {
 	for _, w := range t.when {
 		holds, err := w.expr.EvalBool(env)
 		if err != nil {
@@ -354,7 +356,7 @@ func (p *playRun) attempt(ctx context.Context, t *task, h *hostRun, env *vars.St
 		return fail("%v", err)
 	}
 	for n := 1; ; n++ {
-		out := p.perform(ctx, t, h, env, user, e)
+		out := p.perform(ctx, t, h, env, user, reached, e)
 		p.judge(t, env, &out)
 		if len(t.until) == 0 || out.lost || out.result.Status == report.Unknown || ctx.Err() != nil {
 			return out
@@ -558,11 +560,12 @@ func conjunction(list []cond, env vars.Env) (holds bool, why string, err error) 
 }
 
 // perform evaluates a task's arguments for a host, checks, and unless this is check mode applies and checks again.
-func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.Stack, user *string, e report.Event) outcome {
+func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.Stack, user *string, reached *reach, e report.Event) outcome {
 	target, stop := p.target(t, h, env)
 	if stop != nil {
 		return *stop
 	}
+	reached.add(target)
 	if *user, stop = becomeUser(t, target, env); stop != nil {
 		return *stop
 	}
@@ -585,16 +588,15 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 	defer cancel()
 
 	plan, err := m.Check(ctx, host)
-	pending := target.pendingTask()
 	if err != nil {
-		return p.checkFailed(ctx, t, plan.Values, err, pending)
+		return p.failed(ctx, t, plan.Values, err)
 	}
 	out := outcome{values: plan.Values}
 	out.result.Changes = changes(plan.Changes)
 	out.result.Warnings = warnings(plan.Values)
 	if len(plan.Changes) == 0 && plan.Unknown == "" {
 		out.result.Status = report.OK
-		out.result.Provisional = p.job.Check && pending != ""
+		out.result.Provisional = p.job.Check && target.pendingTask() != ""
 		out.result.Msg, _ = plan.Values["msg"].(string)
 		out.values = common(out.result, out.values)
 		return out
@@ -658,11 +660,16 @@ func neverChanges(t *task) bool {
 	return false
 }
 
-// checkFailed is the verdict on a Check that could not do its work.
-func (p *playRun) checkFailed(ctx context.Context, t *task, values module.Values, err error, pending string) outcome {
-	out := p.failed(ctx, t, values, err)
-	if p.job.Check && pending != "" && out.result.Status == report.Failed {
-		return unknown(fmt.Sprintf("%q has yet to run (now: %s)", pending, firstLine(err.Error())))
+// provisional turns a failure in check mode into unknown where it may come from changes that are still pending, on this
+// host or on one that the task reached for.
+func (p *playRun) provisional(out outcome, h *hostRun, reached *reach) outcome {
+	if !p.job.Check || out.result.Status != report.Failed {
+		return out
+	}
+	for _, other := range append([]*hostRun{h}, reached.all()...) {
+		if pending := other.pendingTask(); pending != "" {
+			return unknown(fmt.Sprintf("%q has yet to run (now: %s)", pending, firstLine(out.result.Msg)))
+		}
 	}
 	return out
 }
