@@ -298,7 +298,7 @@ func (m *iptables) Validate() error {
 	for _, v := range m.versions() {
 		rule, err := m.parsed(v == "6")
 		if err != nil {
-			refuse(m.ruleArgument(), err.Error(), "")
+			refuse(m.blame(err))
 			break
 		}
 		for _, c := range []struct{ arg, text string }{{"before", m.Before}, {"after", m.After}} {
@@ -316,11 +316,19 @@ func (m *iptables) Validate() error {
 	return errors.Join(errs...)
 }
 
-func (m *iptables) ruleArgument() string {
+// blame names the argument that an error of a rule is about.
+func (m *iptables) blame(err error) (arg, msg, hint string) {
+	msg = err.Error()
 	if m.Rule != "" {
-		return "rule"
+		return "rule", msg, ""
 	}
-	return ""
+	option, rest, _ := strings.Cut(msg, ": ")
+	for _, a := range iptArguments {
+		if a.option == option {
+			return a.name, rest, ""
+		}
+	}
+	return "", msg, ""
 }
 
 // Returns documents the result.

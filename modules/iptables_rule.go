@@ -91,8 +91,8 @@ var iptNames = map[string]string{
 	"--to": "--to-destination",
 }
 
-// iptBase are the options that belong to no module, in the order in which they are printed.
-var iptBase = []string{"-p", "-s", "-d", "-i", "-o", "-f"}
+// iptBase are the options that belong to no module, in the order in which iptables-save prints them.
+var iptBase = []string{"-s", "-d", "-i", "-o", "-p", "-f"}
 
 // iptOwners names the module of the options that may be written without a -m before them, and of those whose number of values
 // matters. The module "" is that of the rule's protocol.
@@ -437,18 +437,14 @@ func fixAddress(value *string, v6 bool) error {
 		return fmt.Errorf("%s is not an address of this IP version", address)
 	}
 	if !hasMask {
-		*value = a.String()
+		*value = netip.PrefixFrom(a, a.BitLen()).String()
 		return nil
 	}
 	prefix, err := netip.ParsePrefix(text)
 	if err != nil {
 		return fmt.Errorf("%q is not a network", *value)
 	}
-	if prefix.IsSingleIP() {
-		*value = prefix.Addr().String()
-	} else {
-		*value = prefix.Masked().String()
-	}
+	*value = prefix.Masked().String()
 	return nil
 }
 

@@ -434,6 +434,9 @@ func (s *service) stale(f serviceFacts) (string, error) {
 const serviceApplyScript = serviceLib + `settle=$3
 shift 3
 unit=$name
+log=$(mktemp) || exit 1 # not a pipe: a daemon may keep it open
+trap 'rm -f "$log"' EXIT
+trap 'exit 130' HUP INT TERM
 if [ "$use" = systemd ]; then
 	case " $* " in *" daemon-reload "*) systemctl daemon-reload || exit 1 ;; esac
 	unit=$(systemctl show -p Id -- "$name" | sed 's/^Id=//')
@@ -469,10 +472,10 @@ for op; do
 	case $op in
 	daemon-reload) ;;
 	mask | unmask) systemctl "$op" -- "$unit" || exit 1 ;;
-	enable | disable) said=$(enable "$op" 2>&1) || { echo "cannot $op $name: $said" >&2; exit 1; } ;;
-	stop) said=$(operate stop 2>&1) || evidence "cannot stop $name: $said" ;;
+	enable | disable) enable "$op" >"$log" 2>&1 || { echo "cannot $op $name: $(cat "$log")" >&2; exit 1; } ;;
+	stop) operate stop >"$log" 2>&1 || evidence "cannot stop $name: $(cat "$log")" ;;
 	*)
-		said=$(operate "$op" 2>&1) || evidence "cannot $op $name: $said"
+		operate "$op" >"$log" 2>&1 || evidence "cannot $op $name: $(cat "$log")"
 		[ "$settle" = 0 ] && continue
 		first=$(show)
 		sleep "$settle"
