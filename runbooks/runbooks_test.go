@@ -1,0 +1,175 @@
+package runbooks_test
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"runbook/engine"
+	"runbook/engine/report"
+	"runbook/engine/spec"
+	"runbook/engine/transport"
+	"runbook/engine/vars"
+	"runbook/inventory"
+	"runbook/modules"
+	"runbook/runbooks"
+)
+
+var update = flag.Bool("update", false, "rewrite testdata/*.golden")
+
+// books lists every shipped runbook.
+func books(t *testing.T) []string {
+	t.Helper()
+	var names []string
+	err := fs.WalkDir(runbooks.FS, ".", func(path string, _ fs.DirEntry, err error) error {
+		if strings.HasSuffix(path, ".yml") {
+			names = append(names, path)
+		}
+		return err
+	})
+	if err != nil || len(names) < 3 {
+		t.Fatal(names, err)
+	}
+	return names
+}
+
+func load(t *testing.T, text string) *inventory.Inventory {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "inventory.yml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	inv, err := inventory.Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return inv
+}
+
+const pair = `
+groups:
+  all: {vars: {databases: [voms_myvo, cns_db], replication_password: "sixteen characters"}}
+  master: {hosts: {voms1.example.org: {}}}
+  slave: {hosts: {voms2.example.org: {}, voms3.example.org: {vars: {server_id: 3}}}}
+`
+
+type events struct{}
+
+func (e *events) Event(report.Event) {}
+
+// check compiles books for the hosts of an inventory, without any host to connect to.
+func check(t *testing.T, inv *inventory.Inventory, names ...string) (engine.Summary, error) {
+	job := engine.Job{Inventory: inv, Modules: modules.All(), Check: true, Reporter: &events{}}
+	for _, name := range names {
+		job.Books = append(job.Books, engine.Source{FS: runbooks.FS, Path: name})
+	}
+	job.Dial = func(_ context.Context, h *inventory.Host) (transport.Conn, error) {
+		return nil, &transport.UnreachableError{Host: h.Name, Err: errors.New("there is no host")}
+	}
+	return engine.Run(t.Context(), job)
+}
+
+// TestBooksCompile: every shipped book is free of mistakes for a pair of hosts, alone and together with the others.
+func TestBooksCompile(t *testing.T) {
+	for _, name := range books(t) {
+		if _, err := check(t, load(t, pair), name); err != nil {
+			t.Errorf("%s:\n%v", name, err)
+		}
+	}
+	if _, err := check(t, load(t, pair), books(t)...); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestBadParameters: what a site forgets or mistypes is told before any connection.
+func TestBadParameters(t *testing.T) {
+	for _, c := range []struct{ name, from, to, want string }{
+		{"short password", "sixteen characters", "fifteen letters", "needs 16"},
+		{"no password", `, replication_password: "sixteen characters"`, "", "is required and has no value"},
+		{"no databases", "databases: [voms_myvo, cns_db]", "databases: []", "it has 0 items"},
+		{"a quote in a database's name", "cns_db", "cns'db", "does not match"},
+		{"unknown filters", "databases:", "filters: all, databases:", "none of slave, as-printed"},
+		{"no slave", "slave:", "slaves:", "slave"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := check(t, load(t, strings.Replace(pair, c.from, c.to, 1)), "man06/slave.yml")
+			var bad spec.Errors
+			if !errors.As(err, &bad) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want a mistake that says %q", err, c.want)
+			}
+			if err != nil && strings.Contains(err.Error(), "fifteen letters") {
+				t.Errorf("the password is in the message: %v", err)
+			}
+		})
+	}
+}
+
+// TestTemplates renders every shipped template for the sites of sites, and compares with a golden file.
+func TestTemplates(t *testing.T) {
+	base := map[string]any{
+		"stunnel_user": "stunnel4", "stunnel_group": "stunnel4", "stunnel_program": "/usr/bin/stunnel", "stunnel_conf": "/etc/stunnel/man06/stunnel.conf",
+		"tunnel_port": 3307, "tunnel_local_port": 3307, "mysql_port": 3306, "tls_cert": "/etc/grid-security/hostcert.pem", "tls_key": "/etc/grid-security/hostkey.pem",
+		"tls_ca_dir": "/etc/grid-security/certificates", "tls_crls": false, "slave_tls_names": []any{"voms2.example.org"}, "master_host": "voms1.example.org",
+		"master_tls_name": "voms1.example.org", "server_id": 1, "log_bin": "/var/lib/mysql/mysql-bin", "relay_log": "/var/lib/mysql/relay-bin",
+		"binlog_keep_days": 14, "filters": "slave", "replicated": []any{"voms_my_vo", "man06_canary"},
+		"facts": map[string]any{"mysql_flavour": "mariadb", "mysql_version": "10.11.19"},
+	}
+	sites := map[string]map[string]any{
+		"default": {},
+		"other": {"filters": "as-printed", "tls_crls": true, "slave_tls_names": []any{"a.example.org", "b.example.org"}, "tunnel_port": 13307,
+			"facts": map[string]any{"mysql_flavour": "mysql", "mysql_version": "8.0.40"}},
+	}
+	files, err := fs.Glob(runbooks.FS, "*/templates/*")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		for site, changes := range sites {
+			t.Run(filepath.Base(file)+"/"+site, func(t *testing.T) {
+				source, err := fs.ReadFile(runbooks.FS, file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				scope, env := vars.NewScope(), vars.NewStack()
+				for name, value := range base {
+					if changed, ok := changes[name]; ok {
+						value = changed
+					}
+					scope = scope.With(name, vars.Any)
+					env.Set(vars.Defaults, name, vars.Const(value), "the test")
+				}
+				tree, err := vars.CompileTemplate(file, string(source), scope)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, err := tree.Eval(env)
+				if err != nil {
+					t.Fatal(err)
+				}
+				golden := filepath.Join("testdata", filepath.Base(file)+"."+site+".golden")
+				if *update {
+					if err := os.MkdirAll("testdata", 0o755); err != nil {
+						t.Fatal(err)
+					}
+					if err := os.WriteFile(golden, []byte(got.(string)), 0o644); err != nil {
+						t.Fatal(err)
+					}
+				}
+				want, err := os.ReadFile(golden)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(string(want), got); diff != "" {
+					t.Errorf("-golden +rendered:\n%s", diff)
+				}
+			})
+		}
+	}
+}
