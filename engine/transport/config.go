@@ -25,5 +25,10 @@ type Config struct {
 	Keepalive      time.Duration // between keepalive requests; three misses are a lost link; 0 is 15 s
 
 	// Passphrase asks a person for the passphrase of an encrypted private key; nil: such a key is an error that says so.
+	// It is called only when the host accepts the key, possibly for several hosts at once, and the time it takes does
+	// not count against ConnectTimeout.
 	Passphrase func(keyFile string) (secret.Secret, error)
+	// Warn is told, in a sentence, what was passed over on the way to a connection, such as an agent that does not
+	// answer; nil: nobody is.
+	Warn func(sentence string)
 }
