@@ -3,6 +3,7 @@ package modules
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -220,16 +221,22 @@ COMMIT
 	}
 }
 
-// namespaceConn runs commands in a network and a mount namespace of their own.
-type namespaceConn struct{ pid int }
+// prefixConn runs commands by way of a program that goes elsewhere, such as nsenter.
+type prefixConn struct {
+	prefix func(args []string) ([]string, error)
+}
 
-func (c namespaceConn) Run(ctx context.Context, cmd transport.Cmd) (transport.Output, error) {
+func (c prefixConn) Run(ctx context.Context, cmd transport.Cmd) (transport.Output, error) {
 	args := cmd.Args
 	if cmd.Script != "" {
 		args = []string{"sh", "-s"}
 		cmd.Stdin = strings.NewReader(cmd.Script)
 	}
-	run := exec.CommandContext(ctx, "nsenter", append([]string{"-t", strconv.Itoa(c.pid), "-n", "-m", "--"}, args...)...)
+	argv, err := c.prefix(args)
+	if err != nil {
+		return transport.Output{}, err
+	}
+	run := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	run.Stdin = cmd.Stdin
 	run.Env = os.Environ()
 	for k, v := range cmd.Env {
@@ -237,7 +244,7 @@ func (c namespaceConn) Run(ctx context.Context, cmd transport.Cmd) (transport.Ou
 	}
 	var stdout, stderr bytes.Buffer
 	run.Stdout, run.Stderr = &stdout, &stderr
-	err := run.Run()
+	err = run.Run()
 	out := transport.Output{Stdout: stdout.Bytes(), Stderr: stderr.Bytes(), Code: run.ProcessState.ExitCode()}
 	if _, failed := err.(*exec.ExitError); failed {
 		return out, &transport.ExitError{Output: out}
@@ -245,10 +252,10 @@ func (c namespaceConn) Run(ctx context.Context, cmd transport.Cmd) (transport.Ou
 	return out, err
 }
 
-func (namespaceConn) Dial(context.Context, string, string, string) (net.Conn, error) {
-	return nil, io.ErrUnexpectedEOF
+func (prefixConn) Dial(context.Context, string, string, string) (net.Conn, error) {
+	return nil, errors.ErrUnsupported
 }
-func (namespaceConn) Close() error { return nil }
+func (prefixConn) Close() error { return nil }
 
 // packetFilter is a host with a packet filter of its own, in which writing below /etc and /usr/share leaves no trace.
 type packetFilter struct {
@@ -301,7 +308,10 @@ cat >/dev/null`
 	if _, err := io.ReadFull(stdout, line); err != nil {
 		t.Skipf("cannot make a network namespace with overlays: %s", stderr.String())
 	}
-	return packetFilter{&module.Host{Name: "ns", Conn: namespaceConn{cmd.Process.Pid}}, t}
+	enter := func(args []string) ([]string, error) {
+		return append([]string{"nsenter", "-t", strconv.Itoa(cmd.Process.Pid), "-n", "-m", "--"}, args...), nil
+	}
+	return packetFilter{&module.Host{Name: "ns", Conn: prefixConn{enter}}, t}
 }
 
 func (p packetFilter) sh(script string) string {

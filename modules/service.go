@@ -134,7 +134,7 @@ started() { # of a process, in seconds since boot
 }
 show() {
 	if [ "$use" = systemd ]; then
-		systemctl show -p Id,LoadState,LoadError,ActiveState,SubState,UnitFileState,MainPID,NRestarts,NeedDaemonReload,Type,RemainAfterExit,CanReload,Result,ExecMainStatus,ExecMainStartTimestampMonotonic,ActiveEnterTimestampMonotonic,SourcePath,WantedBy,RequiredBy,TriggeredBy -- "$name"
+		systemctl show -p Id,LoadState,LoadError,ActiveState,SubState,UnitFileState,MainPID,NRestarts,NeedDaemonReload,Type,RemainAfterExit,CanReload,ConditionResult,Result,ExecMainStatus,ExecMainStartTimestampMonotonic,ActiveEnterTimestampMonotonic,FragmentPath,SourcePath,WantedBy,RequiredBy,TriggeredBy -- "$name"
 		return
 	fi
 	[ -x "$script" ] || { echo LoadState=not-found; return; }
@@ -336,6 +336,10 @@ func (s *service) checkBoot(f serviceFacts, known bool, add func(op, what, befor
 	switch {
 	case maskedSet && !f.systemd() && masked:
 		return errors.New("masked needs systemd")
+	case maskedSet && masked && f.unit(s.Name) != s.Name && f.unit(s.Name) != s.Name+".service":
+		return fmt.Errorf("%s is an alias of %s: mask it by that name, or systemd can no longer read the alias", s.Name, f.unit(s.Name))
+	case maskedSet && masked && !f.masked() && strings.HasPrefix(f.props["FragmentPath"], "/etc/systemd/system/"):
+		return fmt.Errorf("unit %s cannot be masked: the mask would take the place of its file %s", f.unit(s.Name), f.props["FragmentPath"])
 	case maskedSet && masked && !f.masked():
 		add("mask", "mask", "not masked", "masked")
 	case maskedSet && !masked && f.masked():
@@ -431,8 +435,8 @@ func (s *service) stale(f serviceFacts) (string, error) {
 	return "", nil
 }
 
-const serviceApplyScript = serviceLib + `settle=$3
-shift 3
+const serviceApplyScript = serviceLib + `settle=$3 want=$4
+shift 4
 unit=$name
 log=$(mktemp) || exit 1 # not a pipe: a daemon may keep it open
 trap 'rm -f "$log"' EXIT
@@ -483,8 +487,10 @@ for op; do
 		if [ "$use" = systemd ]; then
 			state="$(fact "$last" ActiveState) ($(fact "$last" SubState))"
 			case $(fact "$last" ActiveState) in
-			active | reloading) ;;
+			active | reloading)
+				[ "$want" != running ] || [ "$(fact "$last" SubState)" != exited ] || evidence "$name did not stay up: it counts as active, but its processes have ended" ;;
 			inactive) # a unit that runs once has done so
+				[ "$(fact "$last" ConditionResult)" = no ] && evidence "$name did not start: a condition of its unit does not hold"
 				[ "$(fact "$last" Type)" = oneshot ] && [ "$(fact "$last" Result)" = success ] && continue
 				evidence "$name did not stay up: it is $state, exit status $(fact "$last" ExecMainStatus)" ;;
 			*) evidence "$name did not stay up: it is $state, result $(fact "$last" Result), exit status $(fact "$last" ExecMainStatus)" ;;
@@ -508,7 +514,7 @@ exit 0
 func (s *service) Apply(ctx context.Context, host *module.Host, plan module.Plan) (module.Values, error) {
 	ops, _ := plan.State.([]string)
 	settle := strconv.FormatFloat(s.Settle.Seconds(), 'f', -1, 64)
-	out, err := hostScript(ctx, host, serviceApplyScript, append([]string{s.Name, s.Use, settle}, ops...)...)
+	out, err := hostScript(ctx, host, serviceApplyScript, append([]string{s.Name, s.Use, settle, s.State}, ops...)...)
 	var exit *transport.ExitError
 	if errors.As(err, &exit) {
 		return nil, errors.New(strings.TrimSpace(string(exit.Output.Stderr)))
