@@ -78,6 +78,7 @@ func (d *dialer) config(ctx context.Context, host *inventory.Host) (transport.Co
 		BecomeMethod: c.BecomeMethod, BecomePassword: password,
 		ConnectTimeout: c.ConnectTimeout, Keepalive: c.Keepalive,
 		Passphrase: func(keyFile string) (secret.Secret, error) { return d.passphrase(ctx, keyFile) },
+		Warn:       func(sentence string) { d.log.WithField("host", host.Name).Warn(sentence) },
 	}, nil
 }
 
