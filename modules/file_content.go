@@ -96,7 +96,7 @@ func (c content) check(ctx context.Context, host *module.Host) (module.Plan, err
 	}
 	attrs := c.attrs.diff(c.path, st.info)
 	plan.Changes = append(plan.Changes, attrs...)
-	if !st.info.Exists() || len(attrs) > 0 {
+	if st.info.Exists() && len(attrs) > 0 {
 		if err := canHold(ctx, host, st.path, c.attrs.owned); err != nil {
 			return module.Plan{}, err
 		}
@@ -136,13 +136,20 @@ func (c content) decide(st *contentState, old []byte) error {
 func (c content) read(ctx context.Context, host *module.Host) (st contentState, old []byte, err error) {
 	st.path = c.path
 	for range 2 {
+		r := &asking{Host: host}
+		if c.missing == createIt {
+			r.file, r.owned = st.path, c.attrs.owned
+		}
 		switch {
 		case c.edit != nil:
-			st.info, old, err = transport.ReadFile(ctx, host, st.path, 8*maxShown)
+			st.info, old, err = transport.ReadFile(ctx, r, st.path, 8*maxShown)
 		case c.secret || len(c.whole) > maxShown:
-			st.info, err = transport.Stat(ctx, host, st.path, true)
+			st.info, err = transport.Stat(ctx, r, st.path, true)
 		default:
-			st.info, old, err = readHead(ctx, host, st.path)
+			st.info, old, err = readHead(ctx, r, st.path)
+		}
+		if r.refused != nil {
+			return st, nil, r.refused
 		}
 		if err != nil || st.info.Kind != "link" {
 			return st, old, err
@@ -157,7 +164,7 @@ func (c content) read(ctx context.Context, host *module.Host) (st contentState, 
 }
 
 // readHead reads a little more of a file than is shown of one.
-func readHead(ctx context.Context, host *module.Host, file string) (transport.FileInfo, []byte, error) {
+func readHead(ctx context.Context, host transport.Runner, file string) (transport.FileInfo, []byte, error) {
 	script, err := transport.StatScript(false, file)
 	if err != nil {
 		return transport.FileInfo{}, nil, err
@@ -255,7 +262,31 @@ func digest(data []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// canHold asks the host, before something is made at file, whether its directory is there and the owner and group are known.
+// asking puts the question of canHold in front of the command that reads a file, for when the file is not there yet: both in one
+// round trip.
+type asking struct {
+	*module.Host
+	file    string // "": nothing is asked
+	owned   owned
+	refused error
+}
+
+// refusedCode is the exit status that tells the answer from an error of the command.
+const refusedCode = 97
+
+func (a *asking) Run(ctx context.Context, c transport.Cmd) (transport.Output, error) {
+	if a.file != "" {
+		c.Script = fmt.Sprintf("if [ ! -e %[1]s ] && [ ! -L %[1]s ]; then (\nRB_DIR=%[2]s RB_OWNER=%[3]s RB_GROUP=%[4]s\n%[5]s) || exit %[6]d; fi\n",
+			transport.Quote(a.file), transport.Quote(path.Dir(a.file)), transport.Quote(a.owned.Owner), transport.Quote(a.owned.Group), canHoldScript, refusedCode) + c.Script
+	}
+	out, err := a.Host.Run(ctx, c)
+	if exit := (*transport.ExitError)(nil); a.file != "" && errors.As(err, &exit) && exit.Output.Code == refusedCode {
+		a.refused = fmt.Errorf("cannot write %s: %s", a.file, strings.TrimSpace(string(exit.Output.Stderr)))
+	}
+	return out, err
+}
+
+// canHold asks the host, before the owner of file is changed, whether its directory is there and the owner and group are known.
 func canHold(ctx context.Context, host *module.Host, file string, o owned) error {
 	_, err := host.Run(ctx, transport.Cmd{Script: canHoldScript, Env: map[string]string{
 		"RB_DIR": path.Dir(file), "RB_OWNER": o.Owner, "RB_GROUP": o.Group,
