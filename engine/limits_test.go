@@ -91,9 +91,12 @@ func TestCountedLimits(t *testing.T) {
 	server := start(t, sshtest.Options{})
 	book := thirty(t.TempDir())
 
-	// What connecting and opening the shell cost, with a single task.
-	_, one := measured(t, server, fstest.MapFS{"book.yml": {Data: []byte("runbook: one\nplays: [{hosts: all, tasks: [{command: {argv: ['true'], read: true}}]}]\n")}}, false)
-	connecting := one.Flights - 1
+	// What connecting and opening the shell cost, with a single task: the handshake's packets meet in more than one way.
+	connecting := 0
+	for range 3 {
+		_, one := measured(t, server, fstest.MapFS{"book.yml": {Data: []byte("runbook: one\nplays: [{hosts: all, tasks: [{command: {argv: ['true'], read: true}}]}]\n")}}, false)
+		connecting = max(connecting, one.Flights-1)
+	}
 
 	// A verifying check shares its apply's flight unless this machine is too busy to send it in time: the best of three.
 	first, changing := measured(t, server, book, false)
