@@ -158,7 +158,12 @@ func (s *iptSave) firstShadow(table string, list []iptRule, rule *iptRule) int {
 	own := s.verdict(table, rule, 8)
 	for i := range list {
 		v := s.verdict(table, &list[i], 8)
-		if v != "" && v != own && list[i].coversMatchesOf(rule) {
+		if v == "" || !list[i].coversMatchesOf(rule) {
+			continue
+		}
+		// One that decides the same does no harm ahead of it, except that nothing at all goes behind the end of the chain.
+		end := (v == "REJECT" || v == "DROP") && len(list[i].conditions(false)) == 0 && len(rule.conditions(false)) > 0
+		if v != own || end {
 			return i
 		}
 	}

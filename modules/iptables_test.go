@@ -480,6 +480,11 @@ func TestIptablesPositions(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "no effect") {
 		t.Errorf("last behind DROP: %v", err)
 	}
+	p.sh("iptables -F; iptables -A INPUT -j REJECT --reject-with icmp-host-prohibited")
+	reject := map[string]any{"chain": "INPUT", "protocol": "tcp", "destination_port": "3307", "jump": "REJECT", "persist": "none"}
+	p.want("a REJECT ahead of the last one", p.apply(reject), "add the rule to INPUT at place 1")
+	p.want("ahead of that REJECT", p.apply(task("3307", "source", "10.0.0.2")), "add the rule to INPUT at place 1")
+	p.want("the REJECT stays", p.apply(reject), "")
 	// A rule need not be for everything to leave another nothing to decide, nor be in the chain itself.
 	p.sh("iptables -F; iptables -A INPUT -p tcp -j REJECT; iptables -N END; iptables -A END -j REJECT")
 	p.apply(task("60"))
