@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -560,7 +561,12 @@ func conjunction(list []cond, env vars.Env) (holds bool, why string, err error) 
 }
 
 // perform evaluates a task's arguments for a host, checks, and unless this is check mode applies and checks again.
-func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.Stack, user *string, reached *reach, e report.Event) outcome {
+func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.Stack, user *string, reached *reach, e report.Event) (out outcome) {
+	defer func() {
+		if r := recover(); r != nil {
+			out = fail("the module crashed, please report it: %v\n%s", r, debug.Stack())
+		}
+	}()
 	target, stop := p.target(t, h, env)
 	if stop != nil {
 		return *stop
@@ -591,7 +597,7 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 	if err != nil {
 		return p.failed(ctx, t, plan.Values, err)
 	}
-	out := outcome{values: plan.Values}
+	out = outcome{values: plan.Values}
 	out.result.Changes = changes(plan.Changes)
 	out.result.Warnings = warnings(plan.Values)
 	if len(plan.Changes) == 0 && plan.Unknown == "" {
@@ -829,6 +835,11 @@ func (p *playRun) speculate(ctx context.Context, t *task, args map[string]any, h
 			close(s.begun)
 			go func() {
 				defer close(s.done)
+				defer func() {
+					if r := recover(); r != nil {
+						s.err = fmt.Errorf("the module crashed: %v", r) // the Check that counts will tell
+					}
+				}()
 				s.plan, s.err = fresh.Check(ctx, &reader)
 			}()
 		})
