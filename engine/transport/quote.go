@@ -37,10 +37,12 @@ func appendStore(b *strings.Builder, word string, content []byte) {
 	}
 }
 
-// appendFormat appends content as the inside of a single-quoted printf format.
+// appendFormat appends content as the inside of a single-quoted printf format. A dash at its start would be an option.
 func appendFormat(b *strings.Builder, content []byte) {
-	for _, c := range content {
+	for i, c := range content {
 		switch {
+		case c == '-' && i == 0:
+			b.WriteString(`\055`)
 		case c == '%':
 			b.WriteString("%%")
 		case c == '\n' || c == '\t' || c >= ' ' && c < 0x7f && c != '\'' && c != '\\':
