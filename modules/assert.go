@@ -12,6 +12,15 @@ import (
 func init() { register("assert", func() module.Module { return &assert{Severity: "fail"} }) }
 
 // assert fails unless conditions hold. It changes nothing and asks the host nothing.
+//
+//	tasks:
+//	  - name: the host's certificate names the host
+//	    command: {argv: [openssl, x509, -in, /etc/grid-security/hostcert.pem, -noout, -checkhost, '{{ inventory_hostname }}'], read: true, ok_codes: [0, 1]}
+//	    register: cert
+//	  - name: nothing goes on with another host's certificate
+//	    assert:
+//	      that: cert.stdout contains "does match"
+//	      msg: "/etc/grid-security/hostcert.pem is not a certificate for {{ inventory_hostname }}: ask the CA for one"
 type assert struct {
 	// Conditions that must all hold: bare expressions, without {{ }}.
 	That []module.Condition `yaml:"that" required:"true" short:"true"`

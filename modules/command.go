@@ -19,6 +19,13 @@ func init() { register("command", func() module.Module { return &command{OKCodes
 //
 // What a command changes cannot be predicted: without a probe (creates, removes, unless, onlyif) or read the verdict of a check is
 // unknown. Probes run in check mode too, so they must change nothing; they run in chdir, in the task's environment.
+//
+//	tasks:
+//	  - name: stunnel has Diffie-Hellman parameters of its own
+//	    command: {argv: [openssl, dhparam, -out, /etc/stunnel/dh.pem, "2048"], creates: /etc/stunnel/dh.pem}
+//	  - name: when the host's certificate ends
+//	    command: {argv: [openssl, x509, -in, /etc/grid-security/hostcert.pem, -noout, -enddate], read: true}
+//	    register: ends
 type command struct {
 	// Program and arguments, as a list of words. No shell sees them.
 	Argv []string `yaml:"argv" short:"true"`

@@ -16,6 +16,12 @@ func init() { register("copy", func() module.Module { return &copyFile{Force: tr
 // copyFile writes a file with the content of a file beside the runbook, or with a text given in it.
 //
 // The file is replaced as a whole and at once: no one ever sees half of it. A symbolic link at dest is followed.
+//
+//	tasks:
+//	  - name: user interfaces know both servers of the VO
+//	    copy: {src: files/vomses, dest: /etc/vomses/myvo, mode: "0644"}
+//	  - name: the VOMS server knows the password of its query account
+//	    copy: {content: '{{ query_password }}', dest: /etc/voms/myvo/voms.pass, group: voms, mode: "0640"}
 type copyFile struct {
 	// File beside the runbook whose content is written.
 	Src module.Content `yaml:"src"`

@@ -17,6 +17,12 @@ import (
 func init() { register("file", func() module.Module { return &file{State: "file"} }) }
 
 // file sees to the kind, permissions and owner of a path: a directory, a link, a file, or nothing.
+//
+//	tasks:
+//	  - name: the dump's folder is for root alone
+//	    file: {path: /var/lib/runbook/man06, state: directory, owner: root, group: root, mode: "0700"}
+//	  - name: the filters of an earlier set-up are gone
+//	    file: {path: /etc/my.cnf.d/replication.cnf, state: absent}
 type file struct {
 	// The path.
 	Path string `yaml:"path" required:"true"`

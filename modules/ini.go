@@ -22,6 +22,19 @@ func init() {
 // Keys may be repeated: the option then has a list of values. Every byte that is not part of the option stays as it is:
 // comments (# and ;), blank lines, indentation, include directives, and the spacing of lines whose value is right. A section that
 // occurs several times counts as one. A symbolic link is followed.
+//
+//	tasks:
+//	  - name: the slave takes the tables of two databases, and no others
+//	    ini:
+//	      path: /etc/my.cnf
+//	      section: mysqld
+//	      option: replicate-wild-do-table
+//	      values: ['voms\_myvo.%', 'cns\_db.%']
+//	      dash_is_underscore: true
+//	    notify: restart mysql
+//	handlers:
+//	  - name: restart mysql
+//	    service: {name: mysqld, state: restarted}
 type ini struct {
 	// Path of the file.
 	Path string `yaml:"path" required:"true"`

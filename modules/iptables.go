@@ -33,6 +33,12 @@ func init() {
 // saved, as the distribution's own save command does. The file is tested by iptables-restore before it replaces the old one.
 //
 // Without any part of a rule, the task is about the chain as such: that it exists (or not), its policy, or that it is empty.
+//
+//	tasks:
+//	  - name: the slave reaches the tunnel, ahead of the REJECT that ends the chain
+//	    iptables: {chain: INPUT, protocol: tcp, source: 192.0.2.7, destination_port: 3307, ctstate: [NEW], jump: ACCEPT, comment: MAN06 replication}
+//	  - name: nobody reaches the database around the tunnel, neither by IPv4 nor by IPv6
+//	    iptables: {chain: INPUT, ip_version: both, protocol: tcp, in_interface: '!lo', destination_port: 3306, jump: REJECT}
 type iptables struct {
 	// Table of the chain.
 	Table string `yaml:"table" choices:"filter,nat,mangle,raw,security"`

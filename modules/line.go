@@ -18,6 +18,12 @@ func init() { register("line", func() module.Module { return &line{State: "prese
 //
 // Regular expressions are Go's (RE2) and search within one line. The edit is tried on its own result before anything is
 // written: one that would change the file again at the next run is an error. A symbolic link is followed.
+//
+//	tasks:
+//	  - name: the tunnel is for one slave
+//	    line: {path: /etc/stunnel/stunnel.conf, regexp: '^\s*checkHost\s*=', line: checkHost = voms2.example.org, insertafter: '^verifyChain'}
+//	  - name: nothing starts stunnel a second time at boot
+//	    line: {path: /etc/rc.local, regexp: '^stunnel ', state: absent}
 type line struct {
 	// Path of the file.
 	Path string `yaml:"path" required:"true"`

@@ -17,6 +17,10 @@ func init() {
 }
 
 // mysqlDatabase makes databases, sets their default character set, or drops them.
+//
+//	tasks:
+//	  - name: the database of the VO
+//	    mysql_database: {name: voms_myvo, charset: utf8mb4}
 type mysqlDatabase struct {
 	mysqlLogin `yaml:",inline"`
 	// Names of the databases.

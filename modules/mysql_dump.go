@@ -26,6 +26,15 @@ func init() {
 // It uses the server family's own dump program. The dump is written under a temporary name (mode 0600), found complete (exit
 // status, trailer, coordinates, the server's list of tables) and only then renamed: a dump that was there stays until then. PATH.json beside it
 // says what it holds; a dump that still fits, and whose binary log the server still has, is kept.
+//
+//	tasks:
+//	  - name: dump what the slave starts from
+//	    mysql_dump: {databases: '{{ databases }}', dest: /var/lib/runbook/man06/dump.sql, max_age: 12h}
+//	    register: dump
+//	  - name: tell the coordinates
+//	    assert:
+//	      that: dump.log_pos > 0
+//	      success_msg: "the dump is a picture of {{ dump.log_file }} at {{ dump.log_pos }}"
 type mysqlDump struct {
 	mysqlLogin `yaml:",inline"`
 	// Databases to dump.

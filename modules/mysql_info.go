@@ -21,6 +21,15 @@ func init() {
 
 // mysqlInfo reads what a server is: version, settings, its place in its binary log, its replication, its databases. It changes nothing
 // and runs in a check too.
+//
+//	tasks:
+//	  - name: the state of the replication
+//	    mysql_info: {}
+//	    register: state
+//	  - name: it runs and is at most a minute behind
+//	    assert:
+//	      that: [state.replica.running, state.replica.lag >= 0, state.replica.lag <= 60]
+//	      msg: "the slave does not replicate: {{ state.replica.diagnosis }}"
 type mysqlInfo struct {
 	mysqlLogin `yaml:",inline"`
 	// Further server variables to return.
@@ -213,6 +222,14 @@ func (m *mysqlInfo) Apply(_ context.Context, _ *module.Host, plan module.Plan) (
 
 // mysqlWaitPosition waits on a replica until it has executed the source's binary log up to a position, such as the one
 // that mysql_info returned on the source.
+//
+//	tasks:
+//	  - name: where the master's binary log is
+//	    mysql_info: {}
+//	    delegate_to: voms1.example.org
+//	    register: source
+//	  - name: the slave has all of it
+//	    mysql_wait_position: {source_log_file: '{{ source.log_file }}', source_log_pos: '{{ source.log_pos }}', wait_timeout: 2m}
 type mysqlWaitPosition struct {
 	mysqlLogin `yaml:",inline"`
 	// The source's binary log file.

@@ -23,6 +23,17 @@ func init() {
 // mysql_import has just loaded the dump of source_log_file and source_log_pos: then it starts there. After a start it waits until both threads
 // run, and fails within seconds, in plain words, on an error that will not pass by itself. A wrong password is replaced without losing the position.
 // A replica that has executed more than the coordinates say, or from another source, is not re-pointed without force.
+//
+//	tasks:
+//	  - name: replicate through the tunnel, from the dump's coordinates
+//	    mysql_replication:
+//	      source_host: 127.0.0.1
+//	      source_port: 3307
+//	      source_user: db_rep
+//	      source_password: '{{ replication_password }}'
+//	      source_log_file: '{{ hosts["voms1.example.org"].dump.log_file }}'
+//	      source_log_pos: '{{ hosts["voms1.example.org"].dump.log_pos }}'
+//	      max_lag: 60
 type mysqlReplication struct {
 	mysqlLogin `yaml:",inline"`
 	// Whether the server should be replicating, configured but stopped, or not a replica at all.

@@ -29,6 +29,12 @@ func init() {
 //
 // One account per host that it may come from. Privileges are compared under the names that the server prints, and the password
 // by its stored hash (a real login where the hash cannot be recomputed), so a second run changes nothing.
+//
+//	tasks:
+//	  - name: the replication account, for connections that come out of the tunnel
+//	    mysql_user: {name: db_rep, host: 127.0.0.1, password: '{{ replication_password }}', privs: {"*.*": [REPLICATION SLAVE]}, sql_log_bin: false}
+//	  - name: the account that the VOMS server reads with; replication does not carry accounts over
+//	    mysql_user: {name: voms_query, password: '{{ query_password }}', privs: {"voms_myvo.*": [SELECT]}}
 type mysqlUser struct {
 	mysqlLogin `yaml:",inline"`
 	// Name of the account.

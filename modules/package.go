@@ -29,6 +29,10 @@ func init() {
 //
 // Package lists that are fetched anew (update_cache) are no change by themselves: it is done before packages are
 // installed, and only then. Signatures are always checked. A configuration file that was edited on the host is kept.
+//
+//	tasks:
+//	  - name: stunnel is installed
+//	    package: {names: {debian: stunnel4, rhel: stunnel}, update_cache: true}
 type packages struct {
 	// Names as the host's package manager has them, or name=version to have that version, in which * stands for anything.
 	Name []string `yaml:"name" short:"true"`

@@ -30,6 +30,12 @@ func init() {
 // holds the last lines of its journal.
 //
 // States restarted and reloaded are acts: they change something at every run, which is what handlers are for.
+//
+//	tasks:
+//	  - name: the tunnel runs, starts at boot, and serves the certificate that is on disk
+//	    service: {name: man06-stunnel, state: running, enabled: true, restart_if: [/etc/grid-security/hostcert.pem]}
+//	  - name: the backup registers nobody
+//	    service: {name: voms-admin, state: stopped, enabled: false}
 type service struct {
 	// Unit, or script in /etc/init.d.
 	Name string `yaml:"name" required:"true" short:"true"`

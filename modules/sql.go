@@ -19,6 +19,15 @@ func init() {
 // sqlModule runs SQL statements on the host's MySQL or MariaDB server.
 //
 // A statement by itself may change anything, so a check says unknown; read, unless or onlyif make it predictable.
+//
+//	tasks:
+//	  - name: members of the VO
+//	    sql: {query: SELECT COUNT(*) AS members FROM voms_myvo.usr, read: true}
+//	    register: vo
+//	  - name: binary logs are kept for two weeks, without a restart of the server
+//	    sql:
+//	      query: SET GLOBAL expire_logs_days = 14
+//	      unless: SELECT 1 FROM DUAL WHERE @@GLOBAL.expire_logs_days = 14
 type sqlModule struct {
 	mysqlLogin `yaml:",inline"`
 	// One statement. Values belong in args, not in the text.

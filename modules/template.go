@@ -11,6 +11,14 @@ func init() { register("template", func() module.Module { return &template{Force
 // template writes a file from a template beside the runbook, rendered for each host.
 //
 // The file is replaced as a whole and at once: no one ever sees half of it. A symbolic link at dest is followed.
+//
+//	tasks:
+//	  - name: configure stunnel
+//	    template: {src: templates/stunnel.conf, dest: /etc/stunnel/stunnel.conf, mode: "0644"}
+//	    notify: restart stunnel
+//	handlers:
+//	  - name: restart stunnel
+//	    service: {name: stunnel, state: restarted}
 type template struct {
 	// Template beside the runbook. It is compiled when the runbook is loaded; a template that uses a secret is never shown.
 	Src module.Template `yaml:"src" required:"true"`

@@ -27,6 +27,13 @@ func init() {
 //
 // The checksum is taken at both ends and on the way. The file arrives under a temporary name beside dest and is renamed only when
 // all three agree, so a transfer that is cut off never leaves a dest.
+//
+//	tasks:
+//	  - name: fetch the dump from the master
+//	    transfer:
+//	      src_host: voms1.example.org
+//	      src: /var/lib/runbook/man06/dump.sql
+//	      dest: /var/lib/runbook/man06/dump.sql
 type transfer struct {
 	// Inventory name of the host that has the file.
 	SrcHost string `yaml:"src_host" required:"true"`

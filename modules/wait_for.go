@@ -22,6 +22,14 @@ func init() {
 // waitFor waits until a port answers or no longer does, or until a path appears or goes.
 //
 // Ports are tried from the host that the task is for. A check looks once, and tells whether a run would have to wait.
+//
+//	tasks:
+//	  - name: the master's database answers through the tunnel
+//	    wait_for:
+//	      port: 3307
+//	      search_regex: '(?i)mariadb|mysql|native|sha2'
+//	      timeout: 15s
+//	      msg: no MySQL greeting comes through the tunnel; `journalctl -u man06-stunnel` on both hosts says which end refuses
 type waitFor struct {
 	// Host name or address, seen from the task's host.
 	Host string `yaml:"host"`
