@@ -96,6 +96,9 @@ func (h *Host) Fingerprint(ctx context.Context) (Fingerprint, error) {
 			return fs.SkipDir // named after the boot
 		}
 		line, err := h.describe(path, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		f = append(f, line)
 		return err
 	})
