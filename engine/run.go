@@ -53,7 +53,8 @@ func firstLine(s string) string {
 type hostRun struct {
 	host  *inventory.Host
 	total report.Total
-	used  bool // a play was for it
+	used  bool   // a play was for it
+	doubt string // check mode: the task that may notify the handler under way, "" if it is certain
 
 	dial  sync.Once
 	conn  transport.Conn
@@ -63,10 +64,11 @@ type hostRun struct {
 		known *module.Facts
 	}
 
-	mu       sync.Mutex
-	failed   *failure // set: it takes no further part, unless a rescue clears it
-	pending  string   // check mode: the first task whose change has not been made
-	notified map[*task]bool
+	mu      sync.Mutex
+	failed  *failure // set: it takes no further part, unless a rescue clears it
+	pending string   // check mode: the first task whose change has not been made
+	// notified holds the handlers owed. In check mode the value names the unknown task that may notify one; "" is certain.
+	notified map[*task]string
 }
 
 func newRun(job *Job, p *program) *run {
@@ -76,7 +78,7 @@ func newRun(job *Job, p *program) *run {
 	}
 	r := &run{job: job, program: p, hosts: map[string]*hostRun{}, forks: make(chan struct{}, forks), started: time.Now()}
 	for _, h := range job.Inventory.Hosts() {
-		r.hosts[h.Name] = &hostRun{host: h, total: report.Total{Host: h.Name}, notified: map[*task]bool{}}
+		r.hosts[h.Name] = &hostRun{host: h, total: report.Total{Host: h.Name}, notified: map[*task]string{}}
 	}
 	return r
 }
@@ -217,6 +219,7 @@ func (p *playRun) execute(ctx context.Context) {
 		p.tasks(ctx, p.play.tasks, hosts)
 	}
 	p.flush(ctx, hosts)
+	p.tellOwed(hosts)
 }
 
 // lostNeed looks for a host that the play reaches for, by hosts[…] or delegate_to, and that has dropped out.
@@ -277,12 +280,19 @@ func (p *playRun) tasks(ctx context.Context, list []*task, hosts []*hostRun) {
 		case !p.selected(t):
 		case t.spec.Meta != "":
 			p.meta(ctx, t, hosts)
-		case t.runOnce:
-			p.once(ctx, t, hosts)
 		default:
-			p.each(hosts, func(h *hostRun) { p.task(ctx, t, h) })
+			p.start(ctx, t, hosts)
 		}
 	}
+}
+
+// start runs a module's task on hosts.
+func (p *playRun) start(ctx context.Context, t *task, hosts []*hostRun) {
+	if t.runOnce {
+		p.once(ctx, t, hosts)
+		return
+	}
+	p.each(hosts, func(h *hostRun) { p.task(ctx, t, h) })
 }
 
 // once runs a task on the first host; what it registers, and a failure, is for all of them.
@@ -358,26 +368,65 @@ func (p *playRun) meta(ctx context.Context, t *task, hosts []*hostRun) {
 	}
 }
 
-// flush runs the handlers that were notified, in the order in which the play lists them.
+// flush runs the handlers that were notified, in the order in which the play lists them, whatever their tags: a change
+// without its restart is half a change. A handler may notify one that is listed before it, hence the passes.
 func (p *playRun) flush(ctx context.Context, hosts []*hostRun) {
-	for _, handler := range p.play.handlers {
-		var owed []*hostRun
-		for _, h := range alive(hosts) {
-			h.mu.Lock()
-			if h.notified[handler] {
-				delete(h.notified, handler)
-				owed = append(owed, h)
+	for range len(p.play.handlers) + 1 { // handlers that notify each other must not go on for ever
+		ran := false
+		for _, handler := range p.play.handlers {
+			if ctx.Err() != nil {
+				return
 			}
-			h.mu.Unlock()
+			if owed := takeOwed(handler, alive(hosts)); len(owed) > 0 {
+				ran = true
+				p.start(ctx, handler, owed)
+				for _, h := range owed {
+					h.doubt = ""
+				}
+			}
 		}
-		if len(owed) > 0 {
-			p.tasks(ctx, []*task{handler}, owed)
+		if !ran {
+			return
 		}
 	}
 }
 
-// notify marks the handlers that a changed task names.
-func (p *playRun) notify(t *task, h *hostRun, env vars.Env) error {
+// takeOwed returns the hosts that owe a handler, which they then no longer do.
+func takeOwed(handler *task, hosts []*hostRun) []*hostRun {
+	var owed []*hostRun
+	for _, h := range hosts {
+		h.mu.Lock()
+		if by, notified := h.notified[handler]; notified {
+			delete(h.notified, handler)
+			h.doubt = by
+			owed = append(owed, h)
+		}
+		h.mu.Unlock()
+	}
+	return owed
+}
+
+// tellOwed warns of handlers that were notified and have not run, because their host dropped out or the run was ended.
+func (p *playRun) tellOwed(hosts []*hostRun) {
+	for _, handler := range p.play.handlers {
+		var names []string
+		for _, h := range takeOwed(handler, hosts) {
+			if h.doubt == "" {
+				names = append(names, h.host.Name)
+			}
+			h.doubt = ""
+		}
+		if len(names) > 0 && !p.job.Check {
+			e := p.event(report.Warning)
+			e.Text = fmt.Sprintf("handler %q was notified and has not run on %s: what it does is still to be done, and the next run may not notify it again",
+				handler.label(), strings.Join(names, ", "))
+			p.emit(e)
+		}
+	}
+}
+
+// notify marks the handlers that a task names. by is "", or the task if it is unknown whether it will change anything.
+func (p *playRun) notify(t *task, h *hostRun, env vars.Env, by string) error {
 	for _, tree := range t.notify {
 		value, err := tree.Eval(env)
 		if err != nil {
@@ -388,7 +437,9 @@ func (p *playRun) notify(t *task, h *hostRun, env vars.Env) error {
 			if handler.spec.Name == name || slices.Contains(handler.listen, name) {
 				found = true
 				h.mu.Lock()
-				h.notified[handler] = true
+				if _, owed := h.notified[handler]; !owed || by == "" {
+					h.notified[handler] = by
+				}
 				h.mu.Unlock()
 			}
 		}
@@ -397,7 +448,7 @@ func (p *playRun) notify(t *task, h *hostRun, env vars.Env) error {
 			for _, handler := range p.play.handlers {
 				names = append(names, handler.spec.Name)
 			}
-			return fmt.Errorf("no handler of the play is named %q; %s", name, spec.DidYouMean(name, names))
+			return fmt.Errorf("no handler of the play is named %q%s", name, dashed(spec.DidYouMean(name, names)))
 		}
 	}
 	return nil

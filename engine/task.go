@@ -73,7 +73,11 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 	items, looped, stop := p.items(t, env)
 	if stop != nil {
 		*stop = p.provisional(*stop, h, reached)
-		e := p.taskEvent(report.TaskEnd, t, h, p.taskName(t, env), "")
+		name := p.taskName(t, env)
+		if stop.result.Status == report.Unknown {
+			_ = p.notify(t, h, env, name) // a name that hangs on the loop's item is not known either
+		}
+		e := p.taskEvent(report.TaskEnd, t, h, name, "")
 		e.Result = &stop.result
 		p.emit(e)
 		return p.finish(ctx, t, h, env, []outcome{*stop}, looped, begin)
@@ -95,6 +99,10 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		start := time.Now()
 		out := p.provisional(p.attempt(ctx, t, h, itemEnv, &user, reached, e), h, reached)
 		out.result.Seconds = time.Since(start).Seconds()
+		if h.doubt != "" && out.changed() {
+			out.result.Status, out.result.Because = report.Unknown, fmt.Sprintf("it runs only if %q changes something", h.doubt)
+		}
+		p.notifyAfter(t, h, itemEnv, &out, name)
 		if out.result.Status == report.Failed {
 			if ignored, err := evalBool(t.ignoreErrors, itemEnv); err != nil {
 				out.result.Msg += fmt.Sprintf("\nignore_errors: %v", err)
@@ -109,12 +117,6 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		if looped && out.values != nil {
 			out.values["item"] = item
 		}
-		if out.changed() {
-			if err := p.notify(t, h, itemEnv); err != nil {
-				msg := fmt.Sprintf("cannot notify: %v", err)
-				out.result.Status, out.result.Msg = report.Failed, msg
-			}
-		}
 		e.Kind, e.Result = report.TaskEnd, &out.result
 		p.emit(e)
 		all = append(all, out)
@@ -123,6 +125,21 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		}
 	}
 	return p.finish(ctx, t, h, env, all, looped, begin)
+}
+
+// notifyAfter notifies the handlers of a task that changed something, or may.
+func (p *playRun) notifyAfter(t *task, h *hostRun, env vars.Env, out *outcome, name string) {
+	by := ""
+	switch {
+	case out.result.Status == report.Unknown:
+		by = name
+	case !out.changed():
+		return
+	}
+	if err := p.notify(t, h, env, by); err != nil && by == "" {
+		out.result.Status, out.result.Msg = report.Failed, fmt.Sprintf("cannot notify: %v", err)
+		out.values = common(out.result, out.values)
+	}
 }
 
 // finish counts a task's outcomes, registers them, and drops the host where they say so.
