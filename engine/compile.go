@@ -724,13 +724,28 @@ func (c *compiler) compileBlock(t *task, ts *spec.Task, scope *vars.Scope, in in
 	}
 	inner := inherited{when: t.when, vars: t.vars, env: t.env, become: t.become, becomeUser: t.becomeUser, delegateTo: t.delegateTo,
 		ignoreErrors: t.ignoreErrors, timeout: t.timeout, runOnce: t.runOnce, tags: t.tags, rescued: in.rescued, inRescue: in.inRescue}
+	// A rescue without a task that the tags select rescues nobody.
+	rescues := c.anySelected(ts.Rescue, t.tags)
 	body := inner
-	body.rescued = in.rescued || len(ts.Rescue) > 0
+	body.rescued = in.rescued || rescues
 	t.block = c.compileTasks(t.id+"/block", ts.Block, scope, body, p)
 	rescue := inner
 	rescue.inRescue = true
-	t.rescue = c.compileTasks(t.id+"/rescue", ts.Rescue, scope, rescue, p)
+	if t.rescue = c.compileTasks(t.id+"/rescue", ts.Rescue, scope, rescue, p); !rescues {
+		t.rescue = nil
+	}
 	t.always = c.compileTasks(t.id+"/always", ts.Always, scope, inner, p)
+}
+
+// anySelected reports whether the run's tags select any task of a list.
+func (c *compiler) anySelected(list []*spec.Task, outer map[string]bool) bool {
+	return slices.ContainsFunc(list, func(ts *spec.Task) bool {
+		tags := tagSet(outer, ts.Tags)
+		if len(ts.Block) == 0 {
+			return c.job.selects(tags)
+		}
+		return c.anySelected(slices.Concat(ts.Block, ts.Rescue, ts.Always), tags)
+	})
 }
 
 func orTree(a, b vars.Tree) vars.Tree {

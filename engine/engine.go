@@ -12,6 +12,7 @@ package engine
 import (
 	"context"
 	"io/fs"
+	"slices"
 	"time"
 
 	"runbook/engine/module"
@@ -55,6 +56,20 @@ type Job struct {
 	Dial     func(ctx context.Context, host *inventory.Host) (transport.Conn, error)
 	Reporter report.Reporter
 	Masker   *secret.Masker // told of every secret; masks all events
+}
+
+// selects reports whether the tags asked for include a task with these.
+func (j *Job) selects(tags map[string]bool) bool {
+	has := func(wanted []string) bool {
+		return slices.ContainsFunc(wanted, func(tag string) bool { return tags[tag] })
+	}
+	if has(j.SkipTags) {
+		return false
+	}
+	if tags["never"] && !has(j.Tags) {
+		return false
+	}
+	return len(j.Tags) == 0 || tags["always"] || has(j.Tags)
 }
 
 // Summary is how a run ended.

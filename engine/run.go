@@ -277,7 +277,7 @@ func (p *playRun) tasks(ctx context.Context, list []*task, hosts []*hostRun) {
 		switch {
 		case t.isBlock():
 			p.blocks(ctx, t, hosts)
-		case !p.selected(t):
+		case !p.job.selects(t.tags):
 		case t.spec.Meta != "":
 			p.meta(ctx, t, hosts)
 		default:
@@ -300,6 +300,15 @@ func (p *playRun) once(ctx context.Context, t *task, hosts []*hostRun) {
 	first := hosts[0]
 	values := p.task(ctx, t, first)
 	f := first.failure()
+	if f != nil && len(hosts) > 1 && !t.rescued {
+		var names []string
+		for _, h := range hosts[1:] {
+			names = append(names, h.host.Name)
+		}
+		e := p.event(report.Warning)
+		e.Text = fmt.Sprintf("%s takes no further part either: %q runs on %s for all", strings.Join(names, ", "), f.task, first.host.Name)
+		p.emit(e)
+	}
 	for _, h := range hosts[1:] {
 		if f != nil {
 			h.setFailure(&failure{task: f.task, msg: "run once on " + first.host.Name + ", for all: " + f.msg})
@@ -346,20 +355,6 @@ func (p *playRun) blocks(ctx context.Context, t *task, hosts []*hostRun) {
 			}
 		}
 	}
-}
-
-// selected reports whether the tags asked for include a task.
-func (p *playRun) selected(t *task) bool {
-	has := func(tags []string) bool {
-		return slices.ContainsFunc(tags, func(tag string) bool { return t.tags[tag] })
-	}
-	if has(p.job.SkipTags) {
-		return false
-	}
-	if t.tags["never"] && !has(p.job.Tags) {
-		return false
-	}
-	return len(p.job.Tags) == 0 || t.tags["always"] || has(p.job.Tags)
 }
 
 func (p *playRun) meta(ctx context.Context, t *task, hosts []*hostRun) {
