@@ -1,8 +1,10 @@
 package engine
 
 import (
+	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"runbook/engine/module"
 	"runbook/engine/spec"
@@ -33,8 +35,12 @@ func (c *compiler) checkHosts(b *book, defs map[string]map[string]vars.Tree) {
 			scoped := *c
 			scoped.errs = &mine
 			hc := &hostCheck{compiler: &scoped, host: h, stack: b.stacks[h.Name], defs: defs[h.Name], play: p, regs: regs}
-			hc.tasks(p.tasks)
-			hc.tasks(p.handlers)
+			if err := hc.stack.With(vars.PlayVars, p.vars, p.title).Cycles(); err != nil {
+				hc.errorf(p.spec.Pos, "", "%v", err)
+			} else {
+				hc.tasks(p.tasks)
+				hc.tasks(p.handlers)
+			}
 			for _, e := range mine {
 				told.add(e.Pos, e.Hint, e.Msg, h.Name)
 			}
@@ -120,6 +126,12 @@ func (hc *hostCheck) task(t *task) {
 	for _, layer := range t.vars {
 		env = env.With(vars.PlayVars, layer, t.label())
 	}
+	if len(t.vars) > 0 {
+		if err := env.Cycles(); err != nil {
+			hc.errorf(t.spec.Pos, "give one of them another name", "%v", err)
+			return
+		}
+	}
 	// What a condition excludes on this host is not checked further.
 	for _, w := range t.when {
 		if hc.treeState(t, w.expr, map[string]bool{}) != static {
@@ -136,6 +148,7 @@ func (hc *hostCheck) task(t *task) {
 			}
 		}
 	}
+	hc.keywords(t, env)
 	if t.factory == nil {
 		return
 	}
@@ -164,6 +177,69 @@ func (hc *hostCheck) task(t *task) {
 	if err := module.DecodePartial(t.factory(), args, deferred); err != nil {
 		hc.argErrors(t, err, "")
 	}
+}
+
+// keywords checks the keywords of a task whose values are known now.
+func (hc *hostCheck) keywords(t *task, env *vars.Stack) {
+	known := func(tree vars.Tree) bool {
+		return tree != nil && hc.treeState(t, tree, map[string]bool{}) == static
+	}
+	asBool := func(tree vars.Tree) error { _, err := evalBool(tree, env); return err }
+	asDuration := func(tree vars.Tree) error { _, err := duration(tree, env); return err }
+	asCount := func(tree vars.Tree) error {
+		v, err := tree.Eval(env)
+		if err == nil {
+			_, err = toInt(v)
+		}
+		return err
+	}
+	asHost := func(tree vars.Tree) error { return hc.hostExists(tree, env) }
+	for _, one := range []struct {
+		word  string
+		tree  vars.Tree
+		own   *spec.Value
+		check func(vars.Tree) error
+	}{
+		{"become", t.become, t.spec.Become, asBool}, {"ignore_errors", t.ignoreErrors, t.spec.IgnoreErrors, asBool},
+		{"delay", t.delay, t.spec.Delay, asDuration}, {"timeout", t.timeout, t.spec.Timeout, asDuration},
+		{"retries", t.retries, t.spec.Retries, asCount}, {"delegate_to", t.delegateTo, t.spec.DelegateTo, asHost},
+	} {
+		if !known(one.tree) {
+			continue
+		}
+		if err := one.check(one.tree); err != nil {
+			hc.errorf(t.place(one.own), "", "%s: %v", one.word, err)
+		}
+	}
+	for _, v := range t.trees() {
+		if e, ok := v.tree.(*vars.Expr); ok && strings.Contains(e.Source(), " in ") {
+			continue // it may ask first whether there is such a host
+		}
+		for _, ref := range vars.HostRefs(v.tree) {
+			if !known(ref) {
+				continue
+			}
+			if err := hc.hostExists(ref, env); err != nil {
+				hc.errorf(v.pos, "", "hosts[%s]: %v", ref.Source(), err)
+			}
+		}
+	}
+	for i, tree := range t.notify {
+		if known(tree) {
+			if name, err := tree.Eval(env); err == nil && len(hc.play.named(fmt.Sprint(name))) == 0 {
+				hc.errorf(t.spec.Notify[i].Pos, spec.DidYouMean(fmt.Sprint(name), hc.play.handlerNames()), "no handler of the play is named %q", name)
+			}
+		}
+	}
+}
+
+// hostExists is an error if the inventory does not have the host. What cannot be evaluated is told where it is used.
+func (hc *hostCheck) hostExists(name vars.Tree, env *vars.Stack) error {
+	v, err := name.Eval(env)
+	if err != nil || hc.job.Inventory.Host(fmt.Sprint(v)) != nil {
+		return nil
+	}
+	return noHost(fmt.Sprint(v), hc.job.Inventory.Hosts())
 }
 
 func (hc *hostCheck) undefinedHint(name string) string {

@@ -611,7 +611,7 @@ func (c *compiler) compileTasks(prefix string, list []*spec.Task, scope *vars.Sc
 }
 
 func (c *compiler) compileTask(id string, ts *spec.Task, scope *vars.Scope, in inherited, p *play) *task {
-	scope = scope.WithAll(c.regs)
+	scope = scope.WithAll(c.regs).With(nameHosts, c.hostsType())
 	if in.inRescue {
 		scope = scope.With(nameFailure, vars.Object(map[string]vars.Type{"task": vars.String, "msg": vars.String}))
 	}
@@ -671,9 +671,7 @@ func (c *compiler) compileTask(id string, ts *spec.Task, scope *vars.Scope, in i
 		return t
 	}
 	for _, v := range ts.Notify {
-		if tree := c.tree(v, scope); tree != nil {
-			t.notify = append(t.notify, tree)
-		}
+		t.notify = append(t.notify, c.tree(v, scope)) // nil after a mistake, and then nothing runs
 	}
 	for _, v := range ts.Listen {
 		t.listen = append(t.listen, v.Str)
@@ -713,6 +711,19 @@ func (c *compiler) compileTask(id string, ts *spec.Task, scope *vars.Scope, in i
 		}
 	}
 	return t
+}
+
+// hostsType is the type of `hosts`: what can be known of another host is its variables, facts and registered results.
+func (c *compiler) hostsType() vars.Type {
+	fields := map[string]vars.Type{}
+	for _, name := range c.scope.Names() {
+		fields[name], _ = c.scope.Lookup(name)
+	}
+	for name := range c.later {
+		fields[name] = vars.Any
+	}
+	maps.Copy(fields, c.regs)
+	return vars.MapOf(vars.Object(fields))
 }
 
 func (c *compiler) compileBlock(t *task, ts *spec.Task, scope *vars.Scope, in inherited, p *play) {
@@ -951,6 +962,14 @@ type placed struct {
 	pos  spec.Pos
 }
 
+// place is where the task says own; what it inherits is placed at the task.
+func (t *task) place(own *spec.Value) spec.Pos {
+	if own == nil {
+		return t.spec.Pos
+	}
+	return own.Pos
+}
+
 // trees lists every compiled value of a task, for the checks of names.
 func (t *task) trees() []placed {
 	var out []placed
@@ -959,11 +978,16 @@ func (t *task) trees() []placed {
 			out = append(out, placed{tree, pos})
 		}
 	}
-	for _, tree := range []vars.Tree{t.loop, t.loopLabel, t.become, t.becomeUser, t.delegateTo, t.ignoreErrors, t.retries, t.delay, t.timeout} {
-		add(tree, t.spec.Pos)
+	ts := t.spec
+	for _, one := range []struct {
+		tree vars.Tree
+		own  *spec.Value
+	}{{t.loop, ts.Loop}, {t.loopLabel, ts.LoopLabel}, {t.become, ts.Become}, {t.becomeUser, ts.BecomeUser}, {t.delegateTo, ts.DelegateTo},
+		{t.ignoreErrors, ts.IgnoreErrors}, {t.retries, ts.Retries}, {t.delay, ts.Delay}, {t.timeout, ts.Timeout}} {
+		add(one.tree, t.place(one.own))
 	}
-	for _, tree := range t.notify {
-		add(tree, t.spec.Pos)
+	for i, tree := range t.notify {
+		add(tree, ts.Notify[i].Pos)
 	}
 	for _, list := range [][]cond{t.when, t.until, t.changedWhen, t.failedWhen} {
 		for _, one := range list {

@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"slices"
+
 	"runbook/engine/module"
 	"runbook/engine/spec"
 	"runbook/engine/vars"
@@ -29,6 +31,26 @@ type play struct {
 	handlers []*task
 	free     bool
 	needs    []vars.Tree // host names that tasks of this play reach for: other hosts must not have been lost
+}
+
+// named returns the handlers that a notification of name is for.
+func (p *play) named(name string) []*task {
+	var found []*task
+	for _, h := range p.handlers {
+		if h.spec.Name == name || slices.Contains(h.listen, name) {
+			found = append(found, h)
+		}
+	}
+	return found
+}
+
+// handlerNames lists what can be notified.
+func (p *play) handlerNames() []string {
+	var names []string
+	for _, h := range p.handlers {
+		names = append(append(names, h.spec.Name), h.listen...)
+	}
+	return names
 }
 
 // cond is one condition with its place.

@@ -427,24 +427,18 @@ func (p *playRun) notify(t *task, h *hostRun, env vars.Env, by string) error {
 		if err != nil {
 			return err
 		}
-		name, found := fmt.Sprint(value), false
-		for _, handler := range p.play.handlers {
-			if handler.spec.Name == name || slices.Contains(handler.listen, name) {
-				found = true
-				h.mu.Lock()
-				if _, owed := h.notified[handler]; !owed || by == "" {
-					h.notified[handler] = by
-				}
-				h.mu.Unlock()
+		name := fmt.Sprint(value)
+		handlers := p.play.named(name)
+		if len(handlers) == 0 {
+			return fmt.Errorf("no handler of the play is named %q%s", name, dashed(spec.DidYouMean(name, p.play.handlerNames())))
+		}
+		h.mu.Lock()
+		for _, handler := range handlers {
+			if _, owed := h.notified[handler]; !owed || by == "" {
+				h.notified[handler] = by
 			}
 		}
-		if !found {
-			var names []string
-			for _, handler := range p.play.handlers {
-				names = append(names, handler.spec.Name)
-			}
-			return fmt.Errorf("no handler of the play is named %q%s", name, dashed(spec.DidYouMean(name, names)))
-		}
+		h.mu.Unlock()
 	}
 	return nil
 }
@@ -546,7 +540,7 @@ func (v *hostsView) Fetch(key any) (any, error) {
 	name := fmt.Sprint(key)
 	h := v.p.run.hosts[name]
 	if h == nil {
-		return nil, fmt.Errorf("the inventory has no host %q%s", name, dashed(spec.DidYouMean(name, slices.Collect(maps.Keys(v.p.run.hosts)))))
+		return nil, noHost(name, v.p.job.Inventory.Hosts())
 	}
 	v.reached.add(h)
 	return &hostView{v, h}, nil

@@ -20,6 +20,7 @@ import (
 	"runbook/engine/spec"
 	"runbook/engine/transport"
 	"runbook/engine/vars"
+	"runbook/inventory"
 )
 
 // Defaults of until, as Ansible has them.
@@ -951,11 +952,19 @@ func (p *playRun) target(t *task, h *hostRun, env vars.Env) (*hostRun, *outcome)
 	return other, nil
 }
 
+func noHost(name string, hosts []*inventory.Host) error {
+	var names []string
+	for _, h := range hosts {
+		names = append(names, h.Name)
+	}
+	return fmt.Errorf("the inventory has no host %q%s", name, dashed(spec.DidYouMean(name, names)))
+}
+
 // other finds another host of the inventory that has not been lost.
 func (p *playRun) other(name string) (*hostRun, error) {
 	h := p.run.hosts[name]
 	if h == nil {
-		return nil, fmt.Errorf("the inventory has no host %q%s", name, dashed(spec.DidYouMean(name, slices.Collect(maps.Keys(p.run.hosts)))))
+		return nil, noHost(name, p.job.Inventory.Hosts())
 	}
 	if f := h.failure(); f != nil && f.unreachable {
 		return nil, fmt.Errorf("%s is needed, but that host %s", name, f)
