@@ -28,9 +28,6 @@ var startLimit = 30 * time.Second
 // userName is what may stand in a command line for a login shell of any kind, without quotes.
 var userName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.@-]*\$?$`)
 
-// interpreter is the sh that reads our requests on its standard input.
-var interpreter = "/bin/sh"
-
 // started is a sh that reads its script from standard input, as the user asked for.
 type started struct {
 	*process
@@ -43,7 +40,7 @@ type started struct {
 // quotes only, so that login shells other than sh read it the same way; everything else follows on standard input.
 func (h *host) open(ctx context.Context, user string) (*started, error) {
 	if user == "" || user == h.login {
-		return h.launch(ctx, "exec "+interpreter, false, nil)
+		return h.launch(ctx, "exec "+h.interpreter, false, nil)
 	}
 	if !userName.MatchString(user) {
 		return nil, h.becomeError(user, "not a user name that can be given to "+h.method())
@@ -58,19 +55,19 @@ func (h *host) open(ctx context.Context, user string) (*started, error) {
 	var err error
 	switch password := h.cfg.BecomePassword.Reveal(); {
 	case h.method() == "su" && h.login == "root":
-		s, err = h.launch(ctx, `exec /bin/sh -c 'LC_ALL=C exec su -s /bin/sh -c "exec `+interpreter+`" `+user+`'`, false, nil)
+		s, err = h.launch(ctx, `exec /bin/sh -c 'LC_ALL=C exec su -s /bin/sh -c "exec `+h.interpreter+`" `+user+`'`, false, nil)
 	case h.method() == "su":
 		ready := nonce()
 		s, err = h.launch(ctx, `exec /bin/sh -c 'LC_ALL=C exec su -s /bin/sh -c "stty raw -echo; echo `+ready+`; exec `+
-			interpreter+` 2>/dev/null" `+user+`'`, true, &dialogue{user: user, ready: ready, password: password, prompt: suPrompt})
+			h.interpreter+` 2>/dev/null" `+user+`'`, true, &dialogue{user: user, ready: ready, password: password, prompt: suPrompt})
 	case password == "":
 		// root needs no sudo: where it is not installed, su does.
 		s, err = h.launch(ctx, `exec /bin/sh -c 'command -v sudo >/dev/null || test "`+h.login+`" != root || `+
-			`exec su -s /bin/sh -c "exec `+interpreter+`" `+user+`; LC_ALL=C exec sudo -n -H -u `+user+` `+interpreter+`'`, false, nil)
+			`exec su -s /bin/sh -c "exec `+h.interpreter+`" `+user+`; LC_ALL=C exec sudo -n -H -u `+user+` `+h.interpreter+`'`, false, nil)
 	default:
 		ready, prompt := nonce(), nonce()
 		s, err = h.launch(ctx, `exec /bin/sh -c 'LC_ALL=C exec sudo -S -p `+prompt+` -H -u `+user+` /bin/sh -c "echo `+ready+
-			`; exec `+interpreter+`"'`, false, &dialogue{user: user, ready: ready, password: password,
+			`; exec `+h.interpreter+`"'`, false, &dialogue{user: user, ready: ready, password: password,
 			prompt: func(out []byte) int { return bytes.Count(out, []byte(prompt)) }})
 	}
 	var refusal *BecomeError

@@ -31,4 +31,6 @@ type Config struct {
 	// Warn is told, in a sentence, what was passed over on the way to a connection, such as an agent that does not
 	// answer; nil: nobody is.
 	Warn func(sentence string)
+
+	interpreter string // for tests: the sh to use, "" is /bin/sh
 }

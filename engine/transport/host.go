@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,7 +17,9 @@ type host struct {
 	cfg   Config
 	link  link
 	ctx   context.Context // ends at Close
-	end   context.CancelFunc
+	// interpreter is the sh that reads our requests on its standard input.
+	interpreter string
+	end         context.CancelFunc
 
 	mu      sync.Mutex
 	closed  bool
@@ -46,14 +49,9 @@ func Connect(ctx context.Context, cfg Config) (Conn, error) {
 }
 
 func newHost(cfg Config, login string, l link) *host {
-	h := &host{name: cfg.Name, login: login, cfg: cfg, link: l,
+	h := &host{name: cmp.Or(cfg.Name, cfg.Address, "localhost"), login: login, cfg: cfg, link: l,
 		shells: map[string]*shell{}, bulk: map[string]chan struct{}{}, refused: map[string]*BecomeError{}}
-	if h.name == "" {
-		h.name = cfg.Address
-	}
-	if h.name == "" {
-		h.name = "localhost"
-	}
+	h.interpreter = cmp.Or(cfg.interpreter, "/bin/sh")
 	h.ctx, h.end = context.WithCancel(context.Background())
 	return h
 }
@@ -81,7 +79,7 @@ func (h *host) Run(ctx context.Context, c Cmd) (Output, error) {
 		}
 		return out, err
 	}
-	r, err := newRequest(c)
+	r, err := newRequest(c, h.interpreter)
 	if err != nil {
 		return Output{}, err
 	}

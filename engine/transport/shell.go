@@ -86,7 +86,7 @@ type request struct {
 
 // newRequest makes the sh text that runs c. Its last line is complete only with its last byte, so that of a request
 // that was cut off nothing is run.
-func newRequest(c Cmd) (*request, error) {
+func newRequest(c Cmd, interpreter string) (*request, error) {
 	r := &request{nonce: nonce(), limit: c.Limit, after: c.Timeout, started: make(chan struct{}), done: make(chan struct{})}
 	if r.limit <= 0 {
 		r.limit = DefaultLimit

@@ -375,7 +375,7 @@ func (h *host) notReady(ctx context.Context, user string, p *started, noise *out
 	if said, _ := noise.bytes(); len(lastWords(said)) > 0 {
 		reason += "; " + lastWords(said)
 	}
-	return h.unreachable(false, fmt.Errorf("the login shell does not start %s: %s", interpreter, reason))
+	return h.unreachable(false, fmt.Errorf("the login shell does not start %s: %s", h.interpreter, reason))
 }
 
 // victim is a command to end: the one that a shell's directory tells of, or the group of a stream.
@@ -388,45 +388,45 @@ type victim struct {
 }
 
 // killScript ends the processes of a group that are not older than the command, but neither $keep nor what is above
-// it. A shell's commands share its process group: to start each in a group of its own would take a process more.
-// No process is started but sleep.
+// it. A shell's commands share its process group: to start each in a group of its own would take another exec.
 const killScript = `
-stat() {
-	l=
-	{ read -r l <"/proc/$1/stat"; } 2>/dev/null
-	[ "$l" ] || return 1
-	set -- ${l##*) }
+split() {
+	pid=${1%% *}
+	set -- ${1##*) }
 	state=$1 parent=$2 group=$3 began=${20}
 }
 each() {
-	none=1
-	for f in /proc/[0-9]*; do
-		q=${f#/proc/}
-		stat "$q" || continue
+	all=$(cat /proc/[0-9]*/stat)
+	none=1 IFS='
+'
+	set -f
+	for line in $all; do
+		IFS=' '
+		split "$line"
 		[ "$group" = "$g" ] || [ "$group" = "$p" ] || continue
 		[ "$state" != Z ] && [ "$began" -ge "$t" ] || continue
-		case $above in *" $q "*) continue ;; esac
+		case $above in *" $pid "*) continue ;; esac
 		none=0
-		kill "-$1" "$q" 2>/dev/null
+		kill "-$1" "$pid"
 	done
+	set +f
 	return $none
 }
 if [ "$d" ]; then
 	printf '' >"$d/k$n"
 	read -r s p g t <"$d/p" && [ "$s" = "$n" ] || exit 0
 fi
-above=' ' q=$keep
-while [ "${q:-0}" -gt 1 ]; do
-	above="$above$q "
-	stat "$q" || break
-	q=$parent
+above=' ' pid=$keep
+while [ "${pid:-0}" -gt 1 ]; do
+	above="$above$pid "
+	read -r line <"/proc/$pid/stat" || break
+	split "$line"
+	pid=$parent
 done
 each TERM || exit 0
-i=0
-while [ $i -lt 40 ]; do
-	sleep 0.05 2>/dev/null || { sleep 1; i=$((i + 20)); }
+for pause in 0.05 0.1 0.2 0.4 0.6 0.7; do
+	sleep $pause || sleep 1
 	each 0 || exit 0
-	i=$((i + 1))
 done
 each KILL && each KILL
 exit 0

@@ -180,16 +180,22 @@ func (s *Server) CutAfter(n int64) {
 func (s *Server) Close() {
 	s.mu.Lock()
 	s.closed = true
-	conns, procs := s.conns, s.procs
-	s.conns, s.procs = map[*line]bool{}, map[*os.Process]bool{}
+	conns := s.conns
+	s.conns = map[*line]bool{}
 	s.mu.Unlock()
 	_ = s.listener.Close()
 	for c := range conns {
 		_ = c.Close()
 	}
-	for p := range procs {
-		_ = syscall.Kill(-p.Pid, syscall.SIGKILL)
-	}
+	// Shells end with their input and clean up first, as they do under sshd; what stays is ended.
+	stop := time.AfterFunc(2*time.Second, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for p := range s.procs {
+			_ = syscall.Kill(-p.Pid, syscall.SIGKILL)
+		}
+	})
+	defer stop.Stop()
 	s.wg.Wait()
 }
 
@@ -406,10 +412,6 @@ func (s *Server) run(ch ssh.Channel, command string, tty bool) {
 func (s *Server) track(p *os.Process, running bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if running && s.closed {
-		_ = syscall.Kill(-p.Pid, syscall.SIGKILL)
-		return
-	}
 	if running {
 		s.procs[p] = true
 		return
