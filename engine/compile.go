@@ -133,8 +133,11 @@ func asErrors(err error) spec.Errors {
 	return spec.Errors{{Msg: err.Error()}}
 }
 
-// snippet finds the line of e's file in the books' file systems.
+// snippet finds the line of e's file in the books' file systems. Lines of the files of -e are not shown: they hold secrets.
 func snippet(job *Job, books []*spec.Book, pos spec.Pos) string {
+	if slices.ContainsFunc(job.Settings, func(s Setting) bool { return s.Value.Pos.File == pos.File }) {
+		return ""
+	}
 	for i := range books {
 		data, err := fs.ReadFile(job.Books[i].FS, pos.File)
 		if err != nil {

@@ -65,6 +65,10 @@ func readSettingsFile(file string, secrets map[string]bool) ([]engine.Setting, e
 	}
 	v, err := spec.LoadValue(file, data)
 	if err != nil {
+		// The line that is wrong may hold a secret: its place must do.
+		for _, one := range asErrors(err) {
+			one.Snippet = ""
+		}
 		return nil, err
 	}
 	if v.Kind == spec.Null {

@@ -53,6 +53,7 @@ func (s Secret) MarshalYAML() (any, error) { return Mask, nil }
 type Masker struct {
 	mu       sync.RWMutex
 	seen     map[string]bool
+	forms    []string // of all of them, longest first
 	replacer *strings.Replacer
 }
 
@@ -91,17 +92,42 @@ func (m *Masker) Add(s Secret) {
 	for _, f := range ordered {
 		pairs = append(pairs, f, Mask)
 	}
-	m.replacer = strings.NewReplacer(pairs...)
+	m.forms, m.replacer = ordered, strings.NewReplacer(pairs...)
 }
 
-// Mask returns text with every known secret, in any of its forms, replaced.
+// Mask returns text with every known secret, in any of its forms, replaced; also one that was cut short with an ellipsis.
 func (m *Masker) Mask(text string) string {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	if m.replacer == nil {
 		return text
 	}
-	return m.replacer.Replace(text)
+	parts := strings.Split(text, ellipsis)
+	for i, part := range parts[:len(parts)-1] {
+		parts[i] = m.maskEnd(part)
+	}
+	return m.replacer.Replace(strings.Join(parts, ellipsis))
+}
+
+const (
+	ellipsis = "…"
+	leastCut = 4 // bytes of a secret's beginning that are worth hiding
+)
+
+// maskEnd replaces the beginning of a secret at the end of text.
+func (m *Masker) maskEnd(text string) string {
+	longest := 0
+	for _, form := range m.forms {
+		for n := min(len(form)-1, len(text)); n >= leastCut && n > longest; n-- {
+			if strings.HasSuffix(text, form[:n]) {
+				longest = n
+			}
+		}
+	}
+	if longest == 0 {
+		return text
+	}
+	return text[:len(text)-longest] + Mask
 }
 
 // formsOf lists how value looks once it was quoted for a shell, for SQL, for JSON or a URL, or encoded in base64.
