@@ -20,10 +20,17 @@ func init() {
 
 // mysqlImport loads a dump file of the host into the host's server, and refuses to harm data that is not its own.
 //
-// Before anything is touched the file must be whole (trailer, checksum, the databases that are meant). A database that has tables
+// Before anything is touched the file must be whole (trailer, checksum, the databases that are meant). A database that holds anything
 // is left alone unless an earlier import of ours was cut off in it, or overwrite is set. The table runbook.imports remembers, for each
 // database, which dump was loaded: a second run with the same dump does nothing. A server that is already replicating is
 // refused. An account with SUPER, such as root, writes through read_only; super_read_only must be off during the import.
+//
+//	tasks:
+//	  - name: insert the dump, unless these databases hold anything else
+//	    mysql_import:
+//	      src: /var/lib/runbook/man06/dump.sql
+//	      databases: '{{ databases }}'
+//	      sha256: '{{ hosts["voms1.example.org"].dump.sha256 }}'
 type mysqlImport struct {
 	mysqlLogin `yaml:",inline"`
 	// Absolute path of the dump file on the host.
@@ -211,10 +218,16 @@ func (m *mysqlImport) done(sum string, marks map[string]importMark, tables map[s
 // mayImport refuses an import that would harm something.
 func (m *mysqlImport) mayImport(ctx context.Context, s *mysqlSession, sum string, marks map[string]importMark, tables map[string][]string) error {
 	if !m.Overwrite {
+		others, err := s.otherObjects(ctx, m.Databases)
+		if err != nil {
+			return err
+		}
 		var foreign []string
 		for _, name := range m.Databases {
 			mark, has := marks[name]
 			switch {
+			case len(tables[name]) == 0 && !has && others[name] > 0:
+				foreign = append(foreign, fmt.Sprintf("%s holds %d views, routines or events that no import of ours made", name, others[name]))
 			case len(tables[name]) == 0:
 			case !has:
 				foreign = append(foreign, fmt.Sprintf("%s holds %d tables that no import of ours made", name, len(tables[name])))
@@ -225,7 +238,7 @@ func (m *mysqlImport) mayImport(ctx context.Context, s *mysqlSession, sum string
 			}
 		}
 		if len(foreign) > 0 {
-			return fmt.Errorf("refused, nothing was touched: %s; set overwrite: true to drop and reload (the data there is lost)", strings.Join(foreign, "; "))
+			return fmt.Errorf("refused, nothing was touched: %s; move it away, or set overwrite: true to drop and reload (the data there is lost)", strings.Join(foreign, "; "))
 		}
 	}
 	status, err := s.replicas(ctx)
@@ -245,6 +258,24 @@ func (m *mysqlImport) mayImport(ctx context.Context, s *mysqlSession, sum string
 		return errors.New("cannot import: super_read_only is on, so nobody may write; switch it off for the import (SET GLOBAL super_read_only = 0)")
 	}
 	return m.lockFree(ctx, s)
+}
+
+// otherObjects counts what databases hold beside tables.
+func (s *mysqlSession) otherObjects(ctx context.Context, databases []string) (map[string]int, error) {
+	places, args := mysqlPlaces(databases)
+	rows, err := s.query(ctx, "SELECT db, COUNT(*) FROM ("+
+		"SELECT TABLE_SCHEMA AS db FROM information_schema.TABLES WHERE TABLE_TYPE NOT IN ('BASE TABLE', 'SYSTEM VERSIONED') AND TABLE_SCHEMA IN ("+places+") "+
+		"UNION ALL SELECT ROUTINE_SCHEMA FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA IN ("+places+") "+
+		"UNION ALL SELECT EVENT_SCHEMA FROM information_schema.EVENTS WHERE EVENT_SCHEMA IN ("+places+")) o GROUP BY db",
+		slices.Concat(args, args, args)...)
+	if err != nil {
+		return nil, err
+	}
+	counts := map[string]int{}
+	for _, row := range rows.Ordered {
+		counts[mysqlText(row[0])], _ = mysqlInt(row[1])
+	}
+	return counts, nil
 }
 
 func (m *mysqlImport) lockFree(ctx context.Context, s *mysqlSession) error {
