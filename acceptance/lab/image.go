@@ -84,13 +84,13 @@ func Image(ctx context.Context, log io.Writer) (string, error) {
 	if _, err := os.Stat(image); err == nil {
 		return image, nil
 	}
-	fmt.Fprintf(log, "building the hosts' image, once: %s\n", image)
+	fmt.Fprintln(log, "building the hosts' image, which is done once and takes some minutes")
 	partial := image + ".partial"
 	if err := os.RemoveAll(partial); err != nil {
 		return "", err
 	}
 	if err := buildImage(ctx, partial); err != nil {
-		return "", err
+		return "", errors.Join(err, os.RemoveAll(partial))
 	}
 	if err := os.Rename(partial, image); err != nil {
 		return "", err
