@@ -24,6 +24,7 @@ type run struct {
 	hosts   map[string]*hostRun // every host of the inventory
 	forks   chan struct{}       // holds a token for each host that is at work
 	started time.Time
+	ctx     context.Context // of the whole run: a connection outlives the task that first needs it
 
 	mu      sync.Mutex // guards the reporter
 	stopped bool
@@ -84,6 +85,7 @@ func newRun(job *Job, p *program) *run {
 }
 
 func (r *run) run(ctx context.Context) Summary {
+	r.ctx = ctx
 	var names []string
 	for _, b := range r.program.books {
 		for _, p := range b.plays {
@@ -161,8 +163,8 @@ func (r *run) emit(e report.Event) {
 }
 
 // connect returns the connection of a host, made on first use.
-func (r *run) connect(ctx context.Context, h *hostRun) (transport.Conn, error) {
-	h.dial.Do(func() { h.conn, h.lost = r.job.Dial(ctx, h.host) })
+func (r *run) connect(h *hostRun) (transport.Conn, error) {
+	h.dial.Do(func() { h.conn, h.lost = r.job.Dial(r.ctx, h.host) })
 	return h.conn, h.lost
 }
 
@@ -210,7 +212,7 @@ func (p *playRun) execute(ctx context.Context) {
 	e := p.event(report.PlayStart)
 	for _, h := range hosts {
 		e.Hosts = append(e.Hosts, h.host.Name)
-		go p.connect(ctx, h) //nolint:errcheck // the first task meets the error
+		go p.connect(h) //nolint:errcheck // the first task meets the error
 	}
 	p.emit(e)
 	if p.play.free {
@@ -480,7 +482,7 @@ func (p *playRun) env(ctx context.Context, t *task, h *hostRun, user *string, re
 
 // gather returns the facts of a host, in one round trip the first time.
 func (r *run) gather(ctx context.Context, h *hostRun, user string) (module.Facts, error) {
-	conn, err := r.connect(ctx, h)
+	conn, err := r.connect(h)
 	if err != nil {
 		return module.Facts{}, err
 	}
@@ -563,11 +565,11 @@ func (v *hostView) Fetch(key any) (any, error) {
 		if f := v.h.failure(); f != nil {
 			return nil, fmt.Errorf("%s is needed, but that host %s", v.h.host.Name, f)
 		}
-		hint := dashed(spec.DidYouMean(name, stack.Names()))
+		hint := spec.DidYouMean(name, stack.Names())
 		if hint == "" {
-			hint = "; if a task registers it: no play of this run has come that far on that host"
+			hint = "if a task registers it: no play of this run has come that far on that host"
 		}
-		return nil, fmt.Errorf("host %s has no variable or result %q%s", v.h.host.Name, name, hint)
+		return nil, &vars.UndefinedError{Name: name, Of: "host " + v.h.host.Name, Hint: hint}
 	}
 	return stack.Lookup(name)
 }

@@ -46,6 +46,12 @@ func fail(format string, args ...any) outcome {
 	return outcome{result: report.Result{Status: report.Failed, Msg: fmt.Sprintf(format, args...)}}
 }
 
+func skipped(because string) outcome {
+	out := outcome{result: report.Result{Status: report.Skipped, Because: because}}
+	out.values = common(out.result, nil)
+	return out
+}
+
 func unknown(because string) outcome {
 	return outcome{result: report.Result{Status: report.Unknown, Because: because}}
 }
@@ -81,6 +87,9 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		e := p.taskEvent(report.TaskEnd, t, h, name, "")
 		e.Result = &stop.result
 		p.emit(e)
+		if stop.result.Status == report.Skipped {
+			return p.finish(ctx, t, h, env, nil, looped, begin)
+		}
 		return p.finish(ctx, t, h, env, []outcome{*stop}, looped, begin)
 	}
 	var all []outcome
@@ -223,7 +232,7 @@ func combine(all []outcome, looped bool) map[string]any {
 	}
 	results := []any{}
 	var unsure any
-	whole := map[string]any{"changed": false, "failed": false, "skipped": len(all) > 0, "msg": ""}
+	whole := map[string]any{"changed": false, "failed": false, "skipped": true, "msg": ""}
 	for _, o := range all {
 		values := o.values
 		if values == nil {
@@ -301,7 +310,8 @@ func (p *playRun) items(t *task, env vars.Env) (items []any, looped bool, stop *
 		// A condition that is false without the loop's item saves the task from a loop that has no value.
 		for _, w := range t.when {
 			if holds, condErr := w.expr.EvalBool(env); condErr == nil && !holds {
-				return nil, true, nil
+				out := skipped(because(w, env))
+				return nil, true, &out
 			}
 		}
 		out := evaluation("loop", t.spec.Loop.Pos, err)
@@ -309,17 +319,21 @@ func (p *playRun) items(t *task, env vars.Env) (items []any, looped bool, stop *
 	}
 	switch v := value.(type) {
 	case []any:
-		return v, true, nil
+		items = v
 	case map[string]any:
 		for _, k := range slices.Sorted(maps.Keys(v)) {
 			items = append(items, map[string]any{"key": k, "value": v[k]})
 		}
-		return items, true, nil
 	case nil:
-		return nil, true, nil
+	default:
+		out := fail("%s: cannot loop over %T", t.spec.Loop.Pos, value)
+		return nil, true, &out
 	}
-	out := fail("%s: cannot loop over %T", t.spec.Loop.Pos, value)
-	return nil, true, &out
+	if len(items) == 0 {
+		out := skipped("there is nothing to loop over")
+		return nil, true, &out
+	}
+	return items, true, nil
 }
 
 // knownValue returns an UnknownError if an Unknown is anywhere in value.
@@ -365,8 +379,8 @@ func (p *playRun) attempt(ctx context.Context, t *task, h *hostRun, env *vars.St
 			return evaluation("when", w.pos, err)
 		}
 		if !holds {
-			out := outcome{result: report.Result{Status: report.Skipped, Because: because(w, env)}}
-			out.values = common(out.result, nil)
+			out := skipped(because(w, env))
+			out.result.Provisional = p.pendingAnywhere(h, reached) != "" && mayChange(w.expr, env)
 			return out
 		}
 	}
@@ -620,27 +634,27 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 	out.result.Warnings = warnings(plan.Values)
 	if len(plan.Changes) == 0 && plan.Unknown == "" {
 		out.result.Status = report.OK
-		out.result.Provisional = p.job.Check && target.pendingTask() != ""
+		out.result.Provisional = p.pendingAnywhere(target, reached) != ""
 		out.result.Msg, _ = plan.Values["msg"].(string)
 		out.values = common(out.result, out.values)
 		return out
 	}
 	if p.job.Check {
-		return p.predict(t, m, target, plan, e.Task)
+		return p.predict(t, m, target, reached, plan, e.Task)
 	}
 	return p.apply(ctx, t, m, args, host, plan)
 }
 
 // predict is the verdict of check mode on a plan that a run would apply.
-func (p *playRun) predict(t *task, m module.Module, target *hostRun, plan module.Plan, name string) outcome {
+func (p *playRun) predict(t *task, m module.Module, target *hostRun, reached *reach, plan module.Plan, name string) outcome {
 	out := outcome{values: plan.Values, planned: true}
 	out.result.Changes = changes(plan.Changes)
-	out.result.Provisional = target.pendingTask() != ""
+	out.result.Provisional = p.pendingAnywhere(target, reached) != ""
 	out.result.Status = report.WouldChange
 	if plan.Unknown != "" {
 		out.result.Status, out.result.Because = report.Unknown, plan.Unknown
 	}
-	if plan.Unknown != "" && neverChanges(t) {
+	if plan.Unknown != "" && len(plan.Changes) == 0 && neverChanges(t) {
 		// It is declared to change nothing, so nothing that follows hangs on it but its own values.
 		out.notRun = true
 		out.result = report.Result{Status: report.OK, Because: "declared to change nothing; not run in check mode", Provisional: true}
@@ -690,12 +704,32 @@ func (p *playRun) provisional(out outcome, h *hostRun, reached *reach) outcome {
 	if !p.job.Check || out.result.Status != report.Failed {
 		return out
 	}
-	for _, other := range append([]*hostRun{h}, reached.all()...) {
-		if pending := other.pendingTask(); pending != "" {
-			return unknown(fmt.Sprintf("%q has yet to run (now: %s)", pending, firstLine(out.result.Msg)))
-		}
+	if pending := p.pendingAnywhere(h, reached); pending != "" {
+		return unknown(fmt.Sprintf("%q has yet to run (now: %s)", pending, firstLine(out.result.Msg)))
 	}
 	return out
+}
+
+// pendingAnywhere returns a task whose change is pending, on h or on a host that its task reached for; "" if there is none.
+func (p *playRun) pendingAnywhere(h *hostRun, reached *reach) string {
+	for _, other := range append([]*hostRun{h}, reached.all()...) {
+		if pending := other.pendingTask(); pending != "" {
+			return pending
+		}
+	}
+	return ""
+}
+
+// mayChange reports whether a condition hangs on what hosts say, which a pending change may change.
+func mayChange(e *vars.Expr, env *vars.Stack) bool {
+	return slices.ContainsFunc(e.Operands(env), func(op vars.Operand) bool {
+		name := op.Source
+		if end := strings.IndexAny(name, ".[?"); end >= 0 {
+			name = name[:end]
+		}
+		layer, _, _ := env.Origin(name)
+		return name == nameFacts || name == nameHosts || layer == vars.Registered || layer == vars.PlayVars
+	})
 }
 
 // failed turns a module's error into an outcome; values are what it found out all the same.
@@ -1010,7 +1044,16 @@ func (p *playRun) moduleHost(ctx context.Context, t *task, target *hostRun, env 
 			out := fail("%s: a secret cannot be put into the environment, where other processes may read it", v.pos)
 			return nil, nil, nil, &out
 		}
-		environment[v.name] = fmt.Sprint(value)
+		switch value.(type) {
+		case string, bool, int, float64:
+			environment[v.name] = fmt.Sprint(value)
+		case nil:
+			out := fail("%s: environment: %s has no value; write x ?? \"\" for one that may be missing", v.pos, v.name)
+			return nil, nil, nil, &out
+		default:
+			out := fail("%s: environment: %s must be a text; write join(list, \" \") or toJSON(x)", v.pos, v.name)
+			return nil, nil, nil, &out
+		}
 	}
 	limit, err := duration(t.timeout, env)
 	if err != nil {
@@ -1021,7 +1064,7 @@ func (p *playRun) moduleHost(ctx context.Context, t *task, target *hostRun, env 
 	if limit > 0 {
 		ctx, cancel = context.WithTimeoutCause(ctx, limit, errTaskTimeout)
 	}
-	conn, err := p.connect(ctx, target)
+	conn, err := p.connect(target)
 	if err != nil {
 		cancel()
 		out := p.failed(ctx, t, nil, err)
@@ -1039,7 +1082,7 @@ func (p *playRun) moduleHost(ctx context.Context, t *task, target *hostRun, env 
 		if err != nil {
 			return nil, err
 		}
-		conn, err := p.connect(ctx, other)
+		conn, err := p.connect(other)
 		if err != nil {
 			return nil, err
 		}

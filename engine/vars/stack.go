@@ -11,6 +11,7 @@ import (
 // UndefinedError says that a variable has no value here.
 type UndefinedError struct {
 	Name, Hint string
+	Of         string // whose variable it is, "" for the variables here
 }
 
 func (e *UndefinedError) Error() string {
@@ -20,7 +21,12 @@ func (e *UndefinedError) Error() string {
 	return e.message()
 }
 
-func (e *UndefinedError) message() string { return fmt.Sprintf("%q is not defined", e.Name) }
+func (e *UndefinedError) message() string {
+	if e.Of != "" {
+		return fmt.Sprintf("%s has no variable or result %q", e.Of, e.Name)
+	}
+	return fmt.Sprintf("%q is not defined", e.Name)
+}
 
 // VariableError is a mistake in the value of a variable, found when it was used.
 type VariableError struct {
