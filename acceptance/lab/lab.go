@@ -69,6 +69,7 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 	if o.Log == nil {
 		o.Log = io.Discard
 	}
+	o.Log = &oneByOne{w: o.Log} // hosts boot at the same time
 	if o.ID == "" {
 		o.ID = strings.ToLower(rand.Text()[:4])
 	}
@@ -436,6 +437,18 @@ func tryLock(file string) (io.Closer, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+// oneByOne is a writer for several goroutines.
+type oneByOne struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (o *oneByOne) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.w.Write(p)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
