@@ -49,7 +49,7 @@ func TestConfig(t *testing.T) {
 	}
 	v := reflect.ValueOf(config)
 	for i := range v.NumField() {
-		if v.Field(i).IsZero() {
+		if v.Type().Field(i).IsExported() && v.Field(i).IsZero() {
 			t.Errorf("%s is not set", v.Type().Field(i).Name)
 		}
 	}
