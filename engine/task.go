@@ -111,6 +111,7 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		out.result.Seconds = time.Since(start).Seconds()
 		if h.doubt != "" && out.changed() {
 			out.result.Status, out.result.Because = report.Unknown, fmt.Sprintf("it runs only if %q changes something", h.doubt)
+			out.values["changed"] = vars.Unknown{Because: out.result.Because}
 		}
 		p.notifyAfter(t, h, itemEnv, &out, name)
 		if out.result.Status == report.Failed {
@@ -231,26 +232,35 @@ func combine(all []outcome, looped bool) map[string]any {
 		return common(o.result, nil)
 	}
 	results := []any{}
-	var unsure any
-	whole := map[string]any{"changed": false, "failed": false, "skipped": true, "msg": ""}
 	for _, o := range all {
 		values := o.values
 		if values == nil {
 			values = common(o.result, nil)
 		}
 		results = append(results, values)
-		if o.result.Status == report.Unknown {
-			unsure = vars.Unknown{Because: o.result.Because}
+	}
+	return map[string]any{
+		"changed": foldResults(results, "changed", true),
+		"failed":  foldResults(results, "failed", true),
+		"skipped": foldResults(results, "skipped", false),
+		"msg":     "", "results": results,
+	}
+}
+
+// foldResults is what a field of all items says of the loop: decides if one item has that value, unknown if one may have it.
+func foldResults(results []any, field string, decides bool) any {
+	var fold any = !decides
+	for _, values := range results {
+		switch v := values.(map[string]any)[field].(type) {
+		case bool:
+			if v == decides {
+				return decides
+			}
+		case vars.Unknown:
+			fold = v
 		}
-		whole["changed"] = whole["changed"].(bool) || o.changed()
-		whole["failed"] = whole["failed"].(bool) || o.result.Status == report.Failed
-		whole["skipped"] = whole["skipped"].(bool) && o.result.Status == report.Skipped
 	}
-	if unsure != nil && whole["changed"] == false {
-		whole["changed"] = unsure
-	}
-	whole["results"] = results
-	return whole
+	return fold
 }
 
 // common adds the fields that every result has to those of the module.
@@ -661,10 +671,17 @@ func (p *playRun) predict(t *task, m module.Module, target *hostRun, reached *re
 	} else {
 		target.setPending(name)
 	}
+	yetToRun := vars.Unknown{Because: fmt.Sprintf("%q has yet to run", name)}
 	if plan.Pending || plan.Unknown != "" {
-		out.values = unknownFields(m, fmt.Sprintf("%q has yet to run", name))
+		out.values = unknownFields(m, yetToRun.Because)
 	}
 	out.values = common(out.result, out.values)
+	if plan.Unknown != "" {
+		out.values["failed"], out.values["msg"] = yetToRun, yetToRun
+		if len(plan.Changes) == 0 && !out.notRun {
+			out.values["changed"] = yetToRun
+		}
+	}
 	return out
 }
 
