@@ -739,15 +739,13 @@ func (c *compiler) compileBlock(t *task, ts *spec.Task, scope *vars.Scope, in in
 	inner := inherited{when: t.when, vars: t.vars, env: t.env, become: t.become, becomeUser: t.becomeUser, delegateTo: t.delegateTo,
 		ignoreErrors: t.ignoreErrors, timeout: t.timeout, runOnce: t.runOnce, tags: t.tags, rescued: in.rescued, inRescue: in.inRescue}
 	// A rescue without a task that the tags select rescues nobody.
-	rescues := c.anySelected(ts.Rescue, t.tags)
+	t.rescues = c.anySelected(ts.Rescue, t.tags)
 	body := inner
-	body.rescued = in.rescued || rescues
+	body.rescued = in.rescued || t.rescues
 	t.block = c.compileTasks(t.id+"/block", ts.Block, scope, body, p)
 	rescue := inner
 	rescue.inRescue = true
-	if t.rescue = c.compileTasks(t.id+"/rescue", ts.Rescue, scope, rescue, p); !rescues {
-		t.rescue = nil
-	}
+	t.rescue = c.compileTasks(t.id+"/rescue", ts.Rescue, scope, rescue, p)
 	t.always = c.compileTasks(t.id+"/always", ts.Always, scope, inner, p)
 }
 

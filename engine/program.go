@@ -103,6 +103,7 @@ type task struct {
 	rescued                              bool // inside a block that has a rescue
 
 	block, rescue, always []*task
+	rescues               bool // a block: the run's tags select a task of its rescue
 }
 
 func (t *task) isBlock() bool { return len(t.block) > 0 }

@@ -325,7 +325,7 @@ func (p *playRun) once(ctx context.Context, t *task, hosts []*hostRun) {
 // does not undo a failure.
 func (p *playRun) blocks(ctx context.Context, t *task, hosts []*hostRun) {
 	p.tasks(ctx, t.block, hosts)
-	if len(t.rescue) > 0 && ctx.Err() == nil {
+	if t.rescues && ctx.Err() == nil {
 		var failing []*hostRun
 		for _, h := range hosts {
 			f := h.failure()
