@@ -106,6 +106,7 @@ func compile(job *Job) (*program, spec.Errors) {
 			errs[i].Snippet = snippet(job, loaded, e.Pos)
 		}
 	}
+	errs = append(errs, unknownTags(job, p)...)
 	return p, sortErrors(errs)
 }
 
@@ -181,6 +182,38 @@ func unknownSettings(job *Job, books []*spec.Book) spec.Errors {
 		}
 		errs = append(errs, spec.Errorf(pos, spec.DidYouMean(s.Name, slices.Collect(maps.Keys(known))),
 			"no runbook of this call and no inventory group or host knows the variable %q", s.Name))
+	}
+	return errs
+}
+
+// unknownTags refuses tags of the command line that no task carries: a misspelt one would silently run nothing.
+func unknownTags(job *Job, p *program) spec.Errors {
+	known := map[string]bool{}
+	var collect func(list []*task)
+	collect = func(list []*task) {
+		for _, t := range list {
+			maps.Copy(known, t.tags)
+			collect(t.block)
+			collect(t.rescue)
+			collect(t.always)
+		}
+	}
+	for _, b := range p.books {
+		for _, pl := range b.plays {
+			collect(pl.tasks)
+			collect(pl.handlers)
+		}
+	}
+	var errs spec.Errors
+	for _, given := range []struct {
+		option string
+		tags   []string
+	}{{"--tags", job.Tags}, {"--skip-tags", job.SkipTags}} {
+		for _, tag := range given.tags {
+			if !known[tag] && tag != "always" && tag != "never" {
+				errs = append(errs, spec.Errorf(spec.Pos{File: given.option}, spec.DidYouMean(tag, slices.Collect(maps.Keys(known))), "no task has the tag %q", tag))
+			}
+		}
 	}
 	return errs
 }
@@ -396,7 +429,7 @@ func (c *compiler) playHosts(ps *spec.Play, global *vars.Stack) []*inventory.Hos
 	}
 	chosen, err := c.job.Inventory.Match(strings.Join(patterns, ":"))
 	if err != nil {
-		c.errorf(ps.Hosts.Pos, "", "%v", err)
+		c.patternError(ps.Hosts.Pos, err)
 		return nil
 	}
 	if c.job.Limit == "" {
@@ -404,10 +437,20 @@ func (c *compiler) playHosts(ps *spec.Play, global *vars.Stack) []*inventory.Hos
 	}
 	limit, err := c.job.Inventory.Match(c.job.Limit)
 	if err != nil {
-		c.errorf(spec.Pos{File: "--limit"}, "", "%v", err)
+		c.patternError(spec.Pos{File: "--limit"}, err)
 		return nil
 	}
 	return slices.DeleteFunc(slices.Clone(chosen), func(h *inventory.Host) bool { return !slices.Contains(limit, h) })
+}
+
+// patternError tells what the inventory says of a pattern, at the pattern's place.
+func (c *compiler) patternError(pos spec.Pos, err error) {
+	var e *spec.Error
+	if errors.As(err, &e) {
+		c.errorf(pos, e.Hint, "%s", e.Msg)
+		return
+	}
+	c.errorf(pos, "", "%v", err)
 }
 
 // stringList turns a string or a list of strings into a list.

@@ -49,7 +49,7 @@ func (c *compiler) bindParams(b *book) {
 			layer, origin, given := stack.Origin(p.Name)
 			if !given {
 				if inPlays[h.Name] {
-					told.add(p.Pos, fmt.Sprintf("set it in the inventory or with -e %s=…%s", p.Name, secretHint(p)),
+					told.add(p.Pos, whereToSet(p),
 						fmt.Sprintf("parameter %q is required and has no value%s", p.Name, helpText(p)), h.Name)
 				}
 				continue
@@ -100,11 +100,11 @@ func (c *complaints) errors() []*spec.Error {
 	return c.list
 }
 
-func secretHint(p *spec.Param) string {
+func whereToSet(p *spec.Param) string {
 	if p.Secret {
-		return " in a file: -e @FILE"
+		return "set it in a file that only you can read: -e @FILE"
 	}
-	return ""
+	return fmt.Sprintf("set it in the inventory or with -e %s=…", p.Name)
 }
 
 func helpText(p *spec.Param) string {

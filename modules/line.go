@@ -209,13 +209,22 @@ func (t text) join() []byte {
 }
 
 func init() {
-	register("block", func() module.Module { return &block{State: "present", Marker: "# {mark} {name}"} })
+	register("blockinfile", func() module.Module { return &blockinfile{State: "present", Marker: "# {mark} {name}"} })
 }
 
-// block sees to it that a file holds some lines between two marker lines, or does not.
+// blockinfile sees to it that a file holds some lines between two marker lines, or does not.
 //
 // The lines between the markers are the module's own: whatever else is there is replaced. A symbolic link is followed.
-type block struct {
+//
+//	tasks:
+//	  - name: the pair knows each other's addresses
+//	    blockinfile:
+//	      path: /etc/hosts
+//	      name: MAN06
+//	      block: |
+//	        192.0.2.1 voms1.example.org
+//	        192.0.2.2 voms2.example.org
+type blockinfile struct {
 	// Path of the file.
 	Path string `yaml:"path" required:"true"`
 	// Name of the block, unlike that of any other block in the file. It stands in the markers.
@@ -235,7 +244,7 @@ type block struct {
 	written
 }
 
-func (b *block) markers() (begin, end string) {
+func (b *blockinfile) markers() (begin, end string) {
 	of := func(mark string) string {
 		return strings.NewReplacer("{mark}", mark, "{name}", b.Name).Replace(b.Marker)
 	}
@@ -243,7 +252,7 @@ func (b *block) markers() (begin, end string) {
 }
 
 // Validate refuses arguments that contradict each other.
-func (b *block) Validate() error {
+func (b *blockinfile) Validate() error {
 	place := line{Path: b.Path, Line: "-", State: "present", InsertAfter: b.InsertAfter, InsertBefore: b.InsertBefore, written: b.written}
 	errs := []error{place.Validate()}
 	begin, end := b.markers()
@@ -261,7 +270,7 @@ func (b *block) Validate() error {
 	return errors.Join(errs...)
 }
 
-func (b *block) edit(old []byte) ([]byte, error) {
+func (b *blockinfile) edit(old []byte) ([]byte, error) {
 	t := splitText(old)
 	begin, end := b.markers()
 	first, last := slices.Index(t.lines, begin), slices.Index(t.lines, end)
@@ -281,7 +290,7 @@ func (b *block) edit(old []byte) ([]byte, error) {
 	return t.join(), nil
 }
 
-func (b *block) content() content {
+func (b *blockinfile) content() content {
 	c := content{path: b.Path, attrs: b.written, edit: b.edit, missing: missingIsError}
 	switch {
 	case b.State == "absent":
@@ -293,14 +302,14 @@ func (b *block) content() content {
 }
 
 // Check makes the edit in memory.
-func (b *block) Check(ctx context.Context, host *module.Host) (module.Plan, error) {
+func (b *blockinfile) Check(ctx context.Context, host *module.Host) (module.Plan, error) {
 	return b.content().check(ctx, host)
 }
 
 // Apply writes the edited file.
-func (b *block) Apply(ctx context.Context, host *module.Host, plan module.Plan) (module.Values, error) {
+func (b *blockinfile) Apply(ctx context.Context, host *module.Host, plan module.Plan) (module.Values, error) {
 	return b.content().apply(ctx, host, plan)
 }
 
 // Returns documents the result.
-func (*block) Returns() []module.Return { return contentReturns() }
+func (*blockinfile) Returns() []module.Return { return contentReturns() }

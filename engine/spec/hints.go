@@ -121,7 +121,7 @@ var renamed = map[string]string{
 	"shell": "command", "raw": "command", "script": "command",
 	"apt": "package", "yum": "package", "dnf": "package", "zypper": "package",
 	"systemd": "service", "systemd_service": "service", "sysvinit": "service",
-	"lineinfile": "line", "blockinfile": "line", "ini_file": "ini", "fail": "assert",
+	"lineinfile": "line", "ini_file": "ini", "fail": "assert",
 	"mysql_query": "sql", "mysql_db": "mysql_dump", "synchronize": "transfer", "fetch": "transfer",
 	"mysql_replica": "mysql_replication",
 }
