@@ -189,8 +189,8 @@ func (h *host) withDeadlines(rw io.ReadWriteCloser, why func() error) net.Conn {
 		_ = rw.Close()
 	}()
 	go func() {
-		_, err := io.Copy(ours, struct{ io.Reader }{rw})
-		c.end(err)
+		_, _ = io.Copy(ours, struct{ io.Reader }{rw})
+		c.end() // knows better than the copy why it ended
 		_ = ours.Close()
 	}()
 	return c
@@ -206,13 +206,10 @@ type dialed struct {
 	err error
 }
 
-func (c *dialed) end(err error) {
+func (c *dialed) end() {
+	err := c.why()
 	if lost := c.host.link.lost(); lost != nil {
 		err = c.host.unreachable(true, lost)
-	} else if reason := c.why(); reason != nil {
-		err = reason
-	} else {
-		err = nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

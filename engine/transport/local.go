@@ -95,7 +95,10 @@ func (l *localLink) start(_ context.Context, command string, tty bool) (*process
 	p.exited = exited
 	var code int
 	p.status = func() (int, error) { return code, nil }
+	closed := make(chan struct{})
+	p.closed = closed
 	p.close = sync.OnceFunc(func() {
+		close(closed)
 		closeAll(ours)
 		l.mu.Lock()
 		delete(l.running, p)

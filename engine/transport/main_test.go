@@ -59,7 +59,7 @@ func ourDirectories(tmp string) string {
 			continue
 		}
 		u, err := user.LookupId(fmt.Sprint(info.Sys().(*syscall.Stat_t).Uid))
-		if err == nil && strings.HasPrefix(u.Username, "rbtest-") {
+		if err == nil && strings.HasPrefix(u.Username, fmt.Sprintf("rbtest-%d-", os.Getpid())) {
 			list = append(list, dir)
 		}
 	}

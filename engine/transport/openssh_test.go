@@ -60,11 +60,31 @@ func opensshConfig(t *testing.T, shell string) transport.Config {
 	host, port, _ := net.SplitHostPort(sshd.addr)
 	var n int
 	_, _ = fmt.Sscan(port, &n)
-	return transport.Config{Name: "openssh", Address: host, Port: n, User: "rbtest-" + filepath.Base(shell),
+	return transport.Config{Name: "openssh", Address: host, Port: n, User: userWith(shell),
 		Identities: []string{filepath.Join(sshd.dir, "client_key")}, KnownHosts: filepath.Join(sshd.dir, "known_hosts"), SSHConfig: "none", Jump: "none"}
 }
 
-// becomePassword is the password of rbtest-dash, for sudo, and of rbtest-bash, for su.
+// userWith is the user of this test run with that login shell. Several runs may be on a machine at a time.
+func userWith(shell string) string {
+	return fmt.Sprintf("rbtest-%d-%s", os.Getpid(), filepath.Base(shell))
+}
+
+// removeStale removes the users of runs that were killed.
+func removeStale() {
+	passwd, _ := os.ReadFile("/etc/passwd")
+	for _, line := range strings.Split(string(passwd), "\n") {
+		name, _, _ := strings.Cut(line, ":")
+		var pid int
+		if n, _ := fmt.Sscanf(name, "rbtest-%d-", &pid); n == 1 {
+			if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); os.IsNotExist(err) {
+				_ = exec.Command("userdel", "-f", "-r", name).Run()
+				_ = os.Remove(fmt.Sprintf("/etc/sudoers.d/rbtest-%d", pid))
+			}
+		}
+	}
+}
+
+// becomePassword is the password of every user of ours.
 func becomePassword() secret.Secret { return secret.New(sshd.password) }
 
 func startOpenssh() (o *openssh, err error) {
@@ -74,6 +94,7 @@ func startOpenssh() (o *openssh, err error) {
 			o.stop()
 		}
 	}()
+	removeStale()
 	if o.dir, err = os.MkdirTemp("", "rbtest-sshd-"); err != nil {
 		return o, err
 	}
@@ -84,8 +105,7 @@ func startOpenssh() (o *openssh, err error) {
 		if _, err := os.Stat(shell); err != nil {
 			continue
 		}
-		name := "rbtest-" + filepath.Base(shell)
-		_ = exec.Command("userdel", "-r", name).Run() // of a test that was killed
+		name := userWith(shell)
 		if out, err := exec.Command("useradd", "-m", "-s", shell, name).CombinedOutput(); err != nil {
 			return o, fmt.Errorf("cannot add a user: %w: %s", err, out)
 		}
@@ -97,7 +117,7 @@ func startOpenssh() (o *openssh, err error) {
 		}
 	}
 	// A login file that makes noise, as they do.
-	u, err := user.Lookup("rbtest-bash")
+	u, err := user.Lookup(userWith("/bin/bash"))
 	if err != nil {
 		return o, err
 	}
@@ -105,8 +125,8 @@ func startOpenssh() (o *openssh, err error) {
 		return o, err
 	}
 	if _, err := os.Stat("/etc/sudoers.d"); err == nil {
-		o.sudoers = "/etc/sudoers.d/rbtest"
-		rules := "rbtest-dash ALL=(ALL) ALL\nDefaults:rbtest-dash timestamp_timeout=0, lecture=always\nrbtest-bash ALL=(ALL) NOPASSWD: ALL\n"
+		o.sudoers = fmt.Sprintf("/etc/sudoers.d/rbtest-%d", os.Getpid())
+		rules := fmt.Sprintf("%[1]s ALL=(ALL) ALL\nDefaults:%[1]s timestamp_timeout=0, lecture=always\n%[2]s ALL=(ALL) NOPASSWD: ALL\n", userWith("/bin/dash"), userWith("/bin/bash"))
 		if err := os.WriteFile(o.sudoers, []byte(rules), 0o440); err != nil {
 			return o, err
 		}

@@ -33,6 +33,7 @@ type process struct {
 	stdout io.Reader
 	stderr io.Reader // without data when on a terminal
 	exited <-chan struct{}
+	closed <-chan struct{} // closed by close
 	// status is valid once exited is closed: the exit status, 128+n for signal n, or errNoStatus.
 	status func() (int, error)
 	// close drops the streams. It does not end the program, except by what a closed pipe does to it.

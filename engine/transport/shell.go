@@ -360,7 +360,6 @@ func (s *shell) hangUp() {
 		s.err = errClosed
 	}
 	if s.proc != nil {
-		_ = s.proc.stdin.Close()
 		s.proc.close()
 	}
 }

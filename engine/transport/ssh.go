@@ -227,19 +227,22 @@ func (l *sshLink) keepAlive(interval time.Duration) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	asked := make(chan struct{}, 1) // has a token while a request is under way: one that hangs is not repeated
-	misses := 0
+	misses, heard := 0, int64(0)
 	for {
 		select {
 		case <-l.done:
 			return
 		case <-tick.C:
 		}
-		if time.Since(time.Unix(0, l.conn.last.Load())) < interval {
-			misses = 0
+		last := l.conn.last.Load()
+		if last != heard {
+			misses, heard = 0, last
+		}
+		if time.Since(time.Unix(0, last)) < interval*9/10 {
 			continue
 		}
 		if misses == 3 {
-			l.fail(fmt.Errorf("no sign of life for %s", 4*interval))
+			l.fail(fmt.Errorf("no sign of life for %s", time.Since(time.Unix(0, last)).Round(time.Second/10)))
 			_ = l.conn.Close()
 			return
 		}
@@ -342,7 +345,10 @@ func (l *sshLink) start(ctx context.Context, command string, tty bool) (*process
 		_, err := io.CopyBuffer(w, struct{ io.Reader }{o.ch}, make([]byte, 128<<10))
 		_ = w.CloseWithError(err)
 	}()
+	closed := make(chan struct{})
+	p.closed = closed
 	p.close = sync.OnceFunc(func() {
+		close(closed)
 		_ = o.ch.Close()
 		_ = r.Close()
 	})

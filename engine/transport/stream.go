@@ -173,14 +173,14 @@ func (h *host) stream(ctx context.Context, user string, c Cmd) (Output, error) {
 		return Output{}, cut
 	}
 	if !s.terminal {
-		code, statusErr := s.status()
 		if err == nil {
-			err = statusErr
+			out.Code, err = s.status()
 		}
-		out.Code = code
 	}
 	if err != nil {
-		if lost := h.link.lost(); lost != nil {
+		if h.ctx.Err() != nil {
+			err = errClosed
+		} else if lost := h.link.lost(); lost != nil {
 			err = lost
 		}
 		return out, h.unreachable(true, err)
@@ -246,18 +246,27 @@ func (s *stream) drain(w io.Writer) error {
 					return
 				}
 			}
-			if err != nil {
+			if err == io.EOF {
 				end <- nil
+				return
+			}
+			if err != nil {
+				end <- err
 				return
 			}
 		}
 	}()
 	select {
 	case err := <-end:
-		if err == nil {
-			<-s.exited
+		if err != nil {
+			return err
 		}
-		return err
+		select { // it may go on without an output
+		case <-s.exited:
+			return nil
+		case <-s.closed:
+			return errNoStatus
+		}
 	case <-s.exited:
 	}
 	exit := time.Now().UnixNano()
@@ -270,7 +279,8 @@ func (s *stream) drain(w io.Writer) error {
 		case <-tick.C:
 			if since := waiting.Load(); since != 0 && time.Now().UnixNano()-max(since, exit) > int64(2*time.Second) {
 				s.close() // the read above ends
-				return <-end
+				<-end
+				return nil
 			}
 		}
 	}

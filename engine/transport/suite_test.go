@@ -533,7 +533,8 @@ func echo(t *testing.T, network, addr string) string {
 		t.Fatal(err)
 	}
 	var wg sync.WaitGroup
-	t.Cleanup(func() { _ = l.Close(); wg.Wait() })
+	stopped, stop := context.WithCancel(context.Background())
+	t.Cleanup(func() { _ = l.Close(); stop(); wg.Wait() })
 	wg.Add(1)
 	go func() {
 		defer wg.Done()
@@ -542,6 +543,7 @@ func echo(t *testing.T, network, addr string) string {
 			if err != nil {
 				return
 			}
+			context.AfterFunc(stopped, func() { _ = conn.Close() })
 			wg.Add(1)
 			go func() {
 				defer wg.Done()

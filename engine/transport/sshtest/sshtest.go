@@ -56,6 +56,8 @@ type Server struct {
 	conns   map[*line]bool
 	procs   map[*os.Process]bool
 	stalled bool
+	open    int   // sessions
+	most    int   // sessions open at once
 	cut     int64 // bytes still to go out before the cut; < 0: none
 	closed  bool
 }
@@ -153,6 +155,13 @@ func (s *Server) Counts() Counts {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.counts
+}
+
+// MostSessions is how many sessions have been open at once.
+func (s *Server) MostSessions() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.most
 }
 
 // Reset starts counting from nothing.
@@ -315,7 +324,14 @@ func (s *Server) forward(nc ssh.NewChannel) {
 func (s *Server) session(nc ssh.NewChannel) {
 	s.mu.Lock()
 	s.counts.Sessions++
+	s.open++
+	s.most = max(s.most, s.open)
 	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.open--
+		s.mu.Unlock()
+	}()
 	ch, reqs, err := nc.Accept()
 	if err != nil {
 		return
