@@ -52,7 +52,8 @@ type Job struct {
 	Forks     int  // hosts at once; 0 is DefaultForks
 	Tags      []string
 	SkipTags  []string
-	// Dial connects to a host. It is called at most once for each host and run, when a task first needs it.
+	// Dial connects to a host. It is called at most once for each host and run: when a play that it is in begins, or when a task of
+	// another host first needs it.
 	Dial     func(ctx context.Context, host *inventory.Host) (transport.Conn, error)
 	Reporter report.Reporter
 	Masker   *secret.Masker // told of every secret; masks all events

@@ -212,7 +212,11 @@ func (p *playRun) execute(ctx context.Context) {
 	e := p.event(report.PlayStart)
 	for _, h := range hosts {
 		e.Hosts = append(e.Hosts, h.host.Name)
-		go p.connect(h) //nolint:errcheck // the first task meets the error
+		go func() {
+			p.forks <- struct{}{}
+			defer func() { <-p.forks }()
+			_, _ = p.connect(h) // the first task meets the error
+		}()
 	}
 	p.emit(e)
 	if p.play.free {

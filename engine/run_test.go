@@ -170,7 +170,13 @@ plays:
       - {name: in a condition, when: 'out.stdout == "other"', command: {argv: ["true"]}}
       - {name: in an assertion, ignore_errors: true, assert: {that: 'out.stdout == "other"'}}
       - {name: looped, loop: ['{{ password }}'], command: {argv: [cat], stdin: '{{ item }}', read: true}}
-      - {name: quoted by a shell, ignore_errors: true, command: {argv: [sh, -c, 'printf "%s\n" "$1" >&2; exit 1', sh, '{{ out.stdout }}'], read: true}}
+      - name: what a host said of it is not put into arguments
+        command: {argv: [echo, '{{ out.stdout }}'], read: true}
+        failed_when: '!(result.msg contains "an argument holds a secret")'
+      - name: nor into the environment
+        environment: {A: '{{ out.stdout }}'}
+        command: {argv: ["true"], read: true}
+        failed_when: '!(result.msg contains "environment variable A holds a secret")'
 `, nil)
 	summary, err := engine.Run(t.Context(), j)
 	if err != nil || summary.Failed() {

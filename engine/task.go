@@ -33,7 +33,8 @@ const (
 type outcome struct {
 	result  report.Result
 	values  map[string]any // what register binds
-	lost    bool           // the host could not be reached
+	lost    bool           // a host could not be reached
+	away    string         // which
 	planned bool           // check mode: Check returned a plan, so the values are what is known
 	notRun  bool           // check mode: declared to change nothing, so there is nothing to judge
 }
@@ -64,7 +65,7 @@ func evaluation(what string, pos spec.Pos, err error) outcome {
 	}
 	var lost *transport.UnreachableError
 	if errors.As(err, &lost) {
-		return outcome{result: report.Result{Status: report.Unreachable, Msg: lost.Error()}, lost: true}
+		return outcome{result: report.Result{Status: report.Unreachable, Msg: lost.Error()}, lost: true, away: lost.Host}
 	}
 	return fail("%s: cannot evaluate %s: %v", pos, what, err)
 }
@@ -107,7 +108,8 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		e := p.taskEvent(report.TaskStart, t, h, name, label)
 		p.emit(e)
 		start := time.Now()
-		out := p.provisional(p.attempt(ctx, t, h, itemEnv, &user, reached, e), h, reached)
+		out := p.elsewhere(p.attempt(ctx, t, h, itemEnv, &user, reached, e), h, e)
+		out = p.provisional(out, h, reached)
 		out.result.Seconds = time.Since(start).Seconds()
 		if h.doubt != "" && out.changed() {
 			out.result.Status, out.result.Because = report.Unknown, fmt.Sprintf("it runs only if %q changes something", h.doubt)
@@ -715,6 +717,21 @@ func neverChanges(t *task) bool {
 	return false
 }
 
+// elsewhere turns the loss of another host, which the task worked on or reached for, into a failure of the task: that host has
+// dropped out, this one has not been lost.
+func (p *playRun) elsewhere(out outcome, h *hostRun, e report.Event) outcome {
+	other := p.run.hosts[out.away]
+	if !out.lost || other == nil || other == h {
+		return out
+	}
+	if other.failure() == nil {
+		other.setFailure(&failure{task: e.Task, msg: p.job.Masker.Mask(out.result.Msg), unreachable: true})
+		e.Kind, e.Host, e.Item, e.Text = report.HostLost, other.host.Name, "", out.result.Msg
+		p.emit(e)
+	}
+	return fail("%s", out.result.Msg)
+}
+
 // provisional turns a failure in check mode into unknown where it may come from changes that are still pending, on this
 // host or on one that the task reached for.
 func (p *playRun) provisional(out outcome, h *hostRun, reached *reach) outcome {
@@ -755,7 +772,7 @@ func (p *playRun) failed(ctx context.Context, t *task, values module.Values, err
 	var exit *transport.ExitError
 	switch {
 	case errors.As(err, &lost):
-		return outcome{result: report.Result{Status: report.Unreachable, Msg: err.Error()}, lost: true}
+		return outcome{result: report.Result{Status: report.Unreachable, Msg: err.Error()}, lost: true, away: lost.Host}
 	case ctx.Err() != nil && context.Cause(ctx) == errTaskTimeout:
 		return fail("timed out: the task's limit has passed")
 	case ctx.Err() != nil:
@@ -847,6 +864,9 @@ func (p *playRun) apply(ctx context.Context, t *task, m module.Module, args map[
 	}
 	if verifies && values == nil {
 		out.values = after.Values
+	}
+	if verifies && after.Unknown != "" {
+		out.result.Warnings = append(out.result.Warnings, "applied, but it cannot be told whether the host is as declared now: "+after.Unknown)
 	}
 	out.values = common(out.result, out.values)
 	return out
@@ -1087,7 +1107,7 @@ func (p *playRun) moduleHost(ctx context.Context, t *task, target *hostRun, env 
 		out := p.failed(ctx, t, nil, err)
 		return nil, nil, nil, &out
 	}
-	host := &module.Host{Name: target.host.Name, Conn: conn, User: user, Env: environment, Timeout: limit}
+	host := &module.Host{Name: target.host.Name, Conn: conn, User: user, Env: environment, Timeout: limit, Secrets: p.job.Masker}
 	host.FactsFunc = func(ctx context.Context) (module.Facts, error) { return p.gather(ctx, target, user) }
 	host.ProgressFunc = func(text string) {
 		progress := e

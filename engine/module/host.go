@@ -2,9 +2,12 @@ package module
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
 	"time"
 
+	"runbook/engine/secret"
 	"runbook/engine/transport"
 )
 
@@ -22,6 +25,8 @@ type Host struct {
 	PeerFunc func(ctx context.Context, name string) (*Host, error)
 	// ProgressFunc shows how a long step is getting on. Set by the engine; nil shows nothing.
 	ProgressFunc func(text string)
+	// Secrets knows the run's secrets: a command whose arguments or environment hold one is refused. Set by the engine.
+	Secrets *secret.Masker
 	// SentFunc is called once, when the first command has its place in the host's queue. Set by the engine.
 	SentFunc func()
 }
@@ -46,6 +51,18 @@ func (h *Host) Run(ctx context.Context, c transport.Cmd) (transport.Output, erro
 	}
 	if c.Sent == nil {
 		c.Sent = h.SentFunc
+	}
+	if h.Secrets != nil {
+		for _, a := range c.Args {
+			if h.Secrets.Holds(a) {
+				return transport.Output{}, errors.New("cannot run this: an argument holds a secret, and every user of the host could read it (give it on standard input)")
+			}
+		}
+		for name, v := range c.Env {
+			if h.Secrets.Holds(v) {
+				return transport.Output{}, fmt.Errorf("cannot run this: the environment variable %s holds a secret, which other processes may read (give it on standard input)", name)
+			}
+		}
 	}
 	return h.Conn.Run(ctx, c)
 }

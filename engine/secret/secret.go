@@ -130,6 +130,21 @@ func (m *Masker) maskEnd(text string) string {
 	return text[:len(text)-longest] + Mask
 }
 
+// shortest is the length, in bytes, from which Holds looks for a secret: shorter ones are found in innocent text.
+const shortest = 8
+
+// Holds reports whether text has a secret in it as it is. It is for places where a mask would come too late.
+func (m *Masker) Holds(text string) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for v := range m.seen {
+		if len(v) >= shortest && strings.Contains(text, v) {
+			return true
+		}
+	}
+	return false
+}
+
 // formsOf lists how value looks once it was quoted for a shell, for SQL, for JSON or a URL, or encoded in base64.
 func formsOf(value string) []string {
 	forms := []string{value,
