@@ -156,9 +156,14 @@ func (h *host) relay(ctx context.Context, user, network, addr string) (net.Conn,
 		return nil, ctx.Err()
 	}
 	if err != nil || line != "connected" {
+		if s.terminal && strings.HasPrefix(line, s.mark) { // what the command said comes after its status
+			said := &output{limit: s.limit}
+			_ = copyUntil(s.in, []byte(s.mark), said)
+			s.ending, line = said.kept, ""
+		}
 		text, _ := s.errors()
 		s.close()
-		return nil, errors.New(strings.TrimPrefix(lastWords(append([]byte(line+"\n"), text...)), "; "))
+		return nil, errors.New(lastWords(append([]byte(line+"\n"), text...)))
 	}
 	return h.withDeadlines(&relayed{s}, func() error {
 		if text, _ := s.errors(); len(text) > 0 {

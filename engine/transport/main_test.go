@@ -1,6 +1,7 @@
 package transport_test
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/user"
@@ -30,6 +31,12 @@ func runTests(m *testing.M) int {
 		return 1
 	}
 	if err := os.Setenv("TMPDIR", tmp); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	// Most of the tests' time is waiting.
+	flag.Parse()
+	if err := flag.Set("test.parallel", "12"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

@@ -56,6 +56,8 @@ type Server struct {
 	conns   map[*line]bool
 	procs   map[*os.Process]bool
 	stalled bool
+	allowed map[string]bool // keys
+	auths   int
 	open    int   // sessions
 	most    int   // sessions open at once
 	cut     int64 // bytes still to go out before the cut; < 0: none
@@ -67,7 +69,7 @@ func Start(dir string, opts Options) (*Server, error) {
 	if opts.Shell == "" {
 		opts.Shell = "/bin/sh"
 	}
-	s := &Server{opts: opts, dir: dir, conns: map[*line]bool{}, procs: map[*os.Process]bool{}, cut: -1}
+	s := &Server{opts: opts, dir: dir, conns: map[*line]bool{}, procs: map[*os.Process]bool{}, allowed: map[string]bool{}, cut: -1}
 	_, hostKey, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return nil, err
@@ -79,12 +81,20 @@ func Start(dir string, opts Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.Allow(public)
 	s.config = &ssh.ServerConfig{
 		PublicKeyCallback: func(_ ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
-			if string(key.Marshal()) == string(public.Marshal()) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.allowed[string(key.Marshal())] {
 				return nil, nil
 			}
 			return nil, errors.New("not this key")
+		},
+		AuthLogCallback: func(ssh.ConnMetadata, string, error) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.auths++
 		},
 	}
 	s.config.AddHostKey(s.hostKey)
@@ -148,6 +158,20 @@ func (s *Server) Config() transport.Config {
 	}
 	return transport.Config{Name: "sshtest", Address: addr.IP.String(), Port: addr.Port, User: login,
 		Identities: []string{s.KeyFile()}, KnownHosts: s.KnownHosts(), SSHConfig: "none", Jump: "none"}
+}
+
+// Allow lets in one more key.
+func (s *Server) Allow(key ssh.PublicKey) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.allowed[string(key.Marshal())] = true
+}
+
+// Authentications is how many requests to be let in there have been, the probe that asks for the methods included.
+func (s *Server) Authentications() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.auths
 }
 
 // Counts returns what clients have cost since the last Reset.
@@ -507,7 +531,7 @@ func newLine(s *Server, conn net.Conn) *line {
 					<-l.done
 					return
 				}
-				data, cut := s.allowed(p.data)
+				data, cut := s.mayGo(p.data)
 				if _, err := conn.Write(data); err != nil || cut {
 					l.close()
 					return
@@ -526,8 +550,8 @@ func (s *Server) isStalled() bool {
 	return s.stalled
 }
 
-// allowed returns what may go out of data, and whether the line is to be cut after it.
-func (s *Server) allowed(data []byte) ([]byte, bool) {
+// mayGo returns what may go out of data, and whether the line is to be cut after it.
+func (s *Server) mayGo(data []byte) ([]byte, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.cut < 0 {
