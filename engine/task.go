@@ -33,8 +33,8 @@ const (
 type outcome struct {
 	result  report.Result
 	values  map[string]any // what register binds
-	lost    bool           // a host could not be reached
-	away    string         // which
+	lost    bool           // the host could not be reached
+	away    string         // the host that could not be reached
 	planned bool           // check mode: Check returned a plan, so the values are what is known
 	notRun  bool           // check mode: declared to change nothing, so there is nothing to judge
 }
@@ -190,7 +190,7 @@ func (p *playRun) finish(ctx context.Context, t *task, h *hostRun, env *vars.Sta
 	p.register(t, h, values)
 	name := p.taskName(t, env)
 	if res.Status == report.Unreachable || res.Status == report.Failed && !res.Ignored {
-		f := &failure{task: name, msg: p.job.Masker.Mask(res.Msg), unreachable: res.Status == report.Unreachable}
+		f := &failure{task: name, msg: p.job.Masker.Mask(res.Msg), unreachable: worst.lost}
 		h.setFailure(f)
 		if f.unreachable {
 			e := p.taskEvent(report.HostLost, t, h, name, "")
@@ -717,8 +717,8 @@ func neverChanges(t *task) bool {
 	return false
 }
 
-// elsewhere turns the loss of another host, which the task worked on or reached for, into a failure of the task: that host has
-// dropped out, this one has not been lost.
+// elsewhere looks whether it is another host that was lost, which the task worked on or reached for: that one drops out, and this
+// one has not been lost.
 func (p *playRun) elsewhere(out outcome, h *hostRun, e report.Event) outcome {
 	other := p.run.hosts[out.away]
 	if !out.lost || other == nil || other == h {
@@ -729,7 +729,8 @@ func (p *playRun) elsewhere(out outcome, h *hostRun, e report.Event) outcome {
 		e.Kind, e.Host, e.Item, e.Text = report.HostLost, other.host.Name, "", out.result.Msg
 		p.emit(e)
 	}
-	return fail("%s", out.result.Msg)
+	out.lost = false
+	return out
 }
 
 // provisional turns a failure in check mode into unknown where it may come from changes that are still pending, on this
