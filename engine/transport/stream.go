@@ -362,11 +362,18 @@ func (h *host) notReady(ctx context.Context, user string, p *started, noise *out
 	case <-p.err.done:
 	case <-time.After(time.Second):
 	}
+	// A link that breaks ends the streams a moment before it is known to be lost.
+	select {
+	case <-p.exited:
+	case <-time.After(200 * time.Millisecond):
+	}
 	switch {
 	case h.ctx.Err() != nil:
 		return h.unreachable(true, errClosed)
 	case h.link.lost() != nil:
 		return h.unreachable(true, h.link.lost())
+	case ended(p) == errNoStatus:
+		return h.unreachable(true, errNoStatus)
 	case errors.Is(ctx.Err(), context.Canceled):
 		return ctx.Err()
 	}
@@ -386,6 +393,17 @@ func (h *host) notReady(ctx context.Context, user string, p *started, noise *out
 		reason += "; " + lastWords(said)
 	}
 	return h.unreachable(false, fmt.Errorf("the login shell does not start %s: %s", h.interpreter, reason))
+}
+
+// ended is the error with which a process ended, nil while it has not.
+func ended(p *started) error {
+	select {
+	case <-p.exited:
+		_, err := p.status()
+		return err
+	default:
+		return nil
+	}
 }
 
 // victim is a command to end: the one that a shell's directory tells of, or the group of a stream.
