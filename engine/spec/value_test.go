@@ -269,7 +269,7 @@ func TestLargeFiles(t *testing.T) {
 	} {
 		start := time.Now()
 		_, err := LoadValue(name, []byte(strings.Repeat(unit, maxSize/32/len(unit))))
-		if d := time.Since(start); d > 2*time.Second {
+		if d := time.Since(start); d > 30*time.Second { // what is not linear takes minutes
 			t.Errorf("%s: %v (%.200v)", name, d, err)
 		} else if testing.Verbose() {
 			t.Logf("%s: %v", name, d)
