@@ -11,7 +11,7 @@
 //
 //	voms1     10.77.0.1    where a service and its database live
 //	voms2     10.77.0.2    where they shall be copied to
-//	ui        10.77.0.3    a third host of the same site
+//	ui        10.77.0.3    a third host of the same site, where users work: Alice Researcher has her certificate in /home/alice/.globus
 //	stranger  10.77.0.4    another one, which nobody invited
 //	          10.77.0.254  the controller
 //

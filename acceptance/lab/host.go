@@ -98,9 +98,31 @@ func (h *Host) make(ctx context.Context) error {
 	if err := run(ctx, "cp", "-a", filepath.Join(h.lab.Dir, "certificates"), grid); err != nil {
 		return err
 	}
-	return h.lab.Issue(Request{Name: h.FQDN(), DNS: []string{h.FQDN()}},
-		filepath.Join(grid, "hostcert.pem"), filepath.Join(grid, "hostkey.pem"))
+	if err := h.lab.Issue(Request{Name: h.FQDN(), DNS: []string{h.FQDN()}},
+		filepath.Join(grid, "hostcert.pem"), filepath.Join(grid, "hostkey.pem")); err != nil {
+		return err
+	}
+	if h.Name != "ui" {
+		return nil
+	}
+	// A person works there, with a certificate of her own and no passphrase on its key.
+	globus := filepath.Join(h.Root(), "home", "alice", ".globus")
+	if err := h.lab.Issue(Request{Name: User}, filepath.Join(globus, "usercert.pem"), filepath.Join(globus, "userkey.pem")); err != nil {
+		return err
+	}
+	for _, path := range []string{globus, filepath.Join(globus, "usercert.pem"), filepath.Join(globus, "userkey.pem")} {
+		if err := os.Chown(path, aliceID, aliceID); err != nil {
+			return err
+		}
+	}
+	return nil
 }
+
+// User is the common name of the person whose certificate is in /home/alice/.globus on ui.
+const User = "Alice Researcher"
+
+// aliceID is the number of the login alice and of its group.
+const aliceID = 2003
 
 // Start boots a host that is down and returns when its boot has come to an end and its sshd answers.
 func (h *Host) Start(ctx context.Context) error {

@@ -32,6 +32,8 @@ inside useradd --create-home --uid 2002 --shell /bin/dash opspw
 printf 'root:%s\nopspw:%s\n' "$ROOT_PASSWORD" "$OPS_PASSWORD" | inside chpasswd
 printf 'ops ALL=(ALL:ALL) NOPASSWD: ALL\nopspw ALL=(ALL:ALL) ALL\n' >"$root/etc/sudoers.d/ops"
 chmod 0440 "$root/etc/sudoers.d/ops"
+# A person who uses the grid, with no rights on any host.
+inside useradd --create-home --uid 2003 --shell /bin/bash alice
 
 # sshd: each host brings its own key.
 rm -f "$root"/etc/ssh/ssh_host_*

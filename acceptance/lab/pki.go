@@ -3,6 +3,7 @@ package lab
 import (
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha1"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -138,8 +139,10 @@ func (ca *authority) issue(r Request, certFile, keyFile string) error {
 	if r.NotAfter.IsZero() {
 		r.NotAfter = time.Now().AddDate(1, 0, 0)
 	}
+	// Grid CAs give every certificate an identifier of its key, and a VOMS server cannot sign with one that has none.
+	id := sha1.Sum(x509.MarshalPKCS1PublicKey(&key.PublicKey))
 	template := &x509.Certificate{
-		SerialNumber: serial, Subject: name(r.Name), DNSNames: r.DNS,
+		SerialNumber: serial, Subject: name(r.Name), DNSNames: r.DNS, SubjectKeyId: id[:],
 		NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: r.NotAfter, BasicConstraintsValid: true,
 		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},

@@ -11,7 +11,7 @@ import (
 var seedSQL string
 
 // Databases are those that Seed creates.
-var Databases = []string{"voms_lab_vo", "cns_db"}
+var Databases = []string{"voms_lab_vo", "voms_calib_example_org", "cns_db"}
 
 // Seed creates the service databases on a host, and the accounts that their service uses: voms, which may read and write them.
 func (h *Host) Seed(ctx context.Context) error {
@@ -35,7 +35,7 @@ func (h *Host) SQL(ctx context.Context, statements string) (string, error) {
 func (l *Lab) Inventory() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "groups:\n  all:\n    user: root\n    identity_file: %s\n    known_hosts: %s\n    ssh_config: none\n", l.Identity(), l.KnownHosts())
-	groups := map[string]string{"voms1": "master", "voms2": "slave", "ui": "others", "stranger": "others"}
+	groups := map[string]string{"voms1": "master", "voms2": "slave", "ui": "ui", "stranger": "others"}
 	last := ""
 	for _, name := range []string{"voms1", "voms2", "ui", "stranger"} {
 		h := l.Host(name)

@@ -23,6 +23,12 @@ CREATE TABLE m (
 	userid INT NOT NULL, gid INT NOT NULL, rid INT,
 	FOREIGN KEY (userid) REFERENCES usr (userid), FOREIGN KEY (gid) REFERENCES `groups` (gid)
 ) ENGINE=InnoDB;
+CREATE TABLE attributes (a_id INT PRIMARY KEY AUTO_INCREMENT, a_name VARCHAR(255) NOT NULL UNIQUE) ENGINE=InnoDB;
+CREATE TABLE usr_attrs (a_id INT NOT NULL, u_id INT NOT NULL, a_value VARCHAR(255), PRIMARY KEY (a_id, u_id)) ENGINE=InnoDB;
+CREATE TABLE group_attrs (a_id INT NOT NULL, g_id INT NOT NULL, a_value VARCHAR(255), PRIMARY KEY (a_id, g_id)) ENGINE=InnoDB;
+CREATE TABLE role_attrs (
+	a_id INT NOT NULL, g_id INT NOT NULL, r_id INT NOT NULL, a_value VARCHAR(255), PRIMARY KEY (a_id, g_id, r_id)
+) ENGINE=InnoDB;
 CREATE TABLE audit (id INT PRIMARY KEY AUTO_INCREMENT, what VARCHAR(255) NOT NULL) ENGINE=InnoDB;
 INSERT INTO version VALUES (3);
 INSERT INTO ca (subject_string) VALUES ('/DC=org/DC=example/CN=Lab CA');
@@ -36,6 +42,8 @@ INSERT INTO certificate (usr_id, subject_string, ca_id) SELECT userid, CONCAT('/
 INSERT INTO `groups` (dn) VALUES ('/lab.vo'), ('/lab.vo/production'), ('/lab.vo/漢字');
 INSERT INTO roles (role) VALUES ('VO-Admin'), ('production');
 INSERT INTO m SELECT userid, gid, NULL FROM usr, `groups`;
+-- Alice may act as production in /lab.vo/production, and nobody as VO-Admin.
+INSERT INTO m SELECT 1, gid, rid FROM `groups`, roles WHERE dn = '/lab.vo/production' AND role = 'production';
 CREATE VIEW members AS
 	SELECT u.name, g.dn FROM usr u JOIN m ON m.userid = u.userid JOIN `groups` g ON g.gid = m.gid;
 CREATE TRIGGER usr_added AFTER INSERT ON usr FOR EACH ROW INSERT INTO audit (what) VALUES (CONCAT('added ', NEW.name));
@@ -47,6 +55,26 @@ END //
 CREATE FUNCTION member_count() RETURNS INT READS SQL DATA
 	RETURN (SELECT COUNT(DISTINCT userid) FROM m) //
 DELIMITER ;
+-- A second VO, whose only member is Alice. Its tables are those that a VOMS server reads, and no more.
+CREATE DATABASE voms_calib_example_org CHARACTER SET utf8mb4;
+USE voms_calib_example_org;
+CREATE TABLE version LIKE voms_lab_vo.version;
+CREATE TABLE ca LIKE voms_lab_vo.ca;
+CREATE TABLE usr LIKE voms_lab_vo.usr;
+CREATE TABLE certificate LIKE voms_lab_vo.certificate;
+CREATE TABLE `groups` LIKE voms_lab_vo.`groups`;
+CREATE TABLE roles LIKE voms_lab_vo.roles;
+CREATE TABLE m LIKE voms_lab_vo.m;
+CREATE TABLE attributes LIKE voms_lab_vo.attributes;
+CREATE TABLE usr_attrs LIKE voms_lab_vo.usr_attrs;
+CREATE TABLE group_attrs LIKE voms_lab_vo.group_attrs;
+CREATE TABLE role_attrs LIKE voms_lab_vo.role_attrs;
+INSERT INTO version VALUES (3);
+INSERT INTO ca (subject_string) VALUES ('/DC=org/DC=example/CN=Lab CA');
+INSERT INTO usr (name, institution) VALUES ('Alice Researcher', 'Institute of Examples');
+INSERT INTO certificate (usr_id, subject_string, ca_id) VALUES (1, '/DC=org/DC=example/CN=Alice Researcher', 1);
+INSERT INTO `groups` (dn) VALUES ('/calib.example.org'), ('/calib.example.org/night');
+INSERT INTO m SELECT userid, gid, NULL FROM usr, `groups`;
 CREATE DATABASE cns_db CHARACTER SET utf8mb4;
 USE cns_db;
 CREATE TABLE Cns_file_metadata (
