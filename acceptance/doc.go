@@ -4,7 +4,7 @@
 // At most two run at once. Besides the language's own commands a script has:
 //
 //	lab up HOST...                boot voms1, voms2, ui, stranger; write inventory.yml unless the archive has one
-//	lab seed HOST                 create the service databases
+//	lab seed HOST                 create the service databases: two VOs and a file catalogue
 //	lab exec HOST PROGRAM ARG...  run a program on a host from outside, not by way of the program under test
 //	lab sql HOST STATEMENTS       the same for SQL; rows are lines with tabs
 //	lab reboot HOST               also: stop, crash, start, unplug, plug
