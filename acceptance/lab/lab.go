@@ -205,10 +205,11 @@ func Sweep(ctx context.Context, log io.Writer) error {
 			return err
 		}
 		fmt.Fprintf(log, "removing lab %s, whose owner is gone\n", id)
-		if err := Remove(ctx, id); err != nil {
-			return errors.Join(err, owner.Close())
+		err = removeParts(ctx, id)
+		if err == nil {
+			err = os.RemoveAll(dir)
 		}
-		if err := owner.Close(); err != nil {
+		if err := errors.Join(err, owner.Close()); err != nil {
 			return err
 		}
 	}
@@ -340,6 +341,24 @@ func Remove(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	if err := removeParts(ctx, id); err != nil {
+		return err
+	}
+	// A sweeper would take a directory that is half gone for that of a lab whose owner died.
+	unlock, err := lockLabs(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return os.RemoveAll(dir)
+}
+
+// removeParts removes what a lab has outside its directory.
+func removeParts(ctx context.Context, id string) error {
+	dir, err := labDir(id)
+	if err != nil {
+		return err
+	}
 	l := &Lab{ID: id, Dir: dir}
 	hosts, err := os.ReadDir(filepath.Join(dir, "hosts"))
 	if err != nil && !os.IsNotExist(err) {
@@ -354,11 +373,9 @@ func Remove(ctx context.Context, id string) error {
 		return err
 	}
 	if _, err := os.Stat("/run/netns/" + l.namespace()); err == nil {
-		if err := run(ctx, "ip", "netns", "delete", l.namespace()); err != nil {
-			return err
-		}
+		return run(ctx, "ip", "netns", "delete", l.namespace())
 	}
-	return os.RemoveAll(dir)
+	return nil
 }
 
 func (l *Lab) namespace() string    { return "rb-" + l.ID }

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -358,4 +359,51 @@ func TestNothingIsLeft(t *testing.T) {
 			t.Errorf("%s: left:\n%s", end, strings.Join(found, "\n"))
 		}
 	}
+}
+
+// Labs come and go beside each other while somebody sweeps away what the dead left.
+func TestLabsSideBySide(t *testing.T) {
+	need(t)
+	// A cache of their own, so that they sweep nobody else's.
+	image, err := Image(t.Context(), t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache := t.TempDir()
+	if err := os.Symlink(image, filepath.Join(cache, filepath.Base(image))); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("RUNBOOK_LAB_CACHE", cache)
+	var makers, sweepers sync.WaitGroup
+	done := make(chan struct{})
+	for range 2 {
+		sweepers.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if err := Sweep(t.Context(), t.Output()); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+		makers.Go(func() {
+			for range 10 {
+				l, err := New(t.Context(), Options{})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := l.Down(context.Background()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	makers.Wait()
+	close(done)
+	sweepers.Wait()
 }
