@@ -60,6 +60,7 @@ func TestBecome(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("users to become need root")
 	}
+	t.Parallel()
 	for _, way := range becomeWays() {
 		t.Run(way.name, func(t *testing.T) {
 			t.Parallel()
@@ -79,7 +80,7 @@ func TestBecome(t *testing.T) {
 			if got := script(t, c, "id -un"); got == user+"\n" {
 				t.Errorf("the login user is %q", got)
 			}
-			content := strings.Repeat(allBytes(), 5000) // 2.5 MB
+			content := strings.Repeat(allBytes(), 1000) // 0.5 MB
 			for _, bulk := range []bool{false, true} {
 				cmd := transport.Cmd{Script: "id -un >&2; cat; exit 5", Stdin: strings.NewReader(content), Bulk: bulk, Env: map[string]string{"X": "y"}}
 				out, err := u.Run(ctx(t), cmd)
@@ -226,6 +227,7 @@ func TestBecomeRefused(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("users to become need root")
 	}
+	t.Parallel()
 	for _, test := range []struct {
 		name, user string
 		config     func(*transport.Config)

@@ -12,8 +12,10 @@ import (
 // use, and concurrent requests to one user's shell share round trips (they are answered in the order sent).
 type Conn interface {
 	// Run runs c to its end. The error is nil when it exited 0; *ExitError when it ran and failed;
-	// *TimeoutError when Cmd.Timeout ended it; *UnreachableError when the link was lost, so that it may or may not have
-	// run; the context's error when ctx ended, after the command's process group was told to end.
+	// *TimeoutError when Cmd.Timeout ended it; *UnreachableError when the link or the shell was lost, so that it may or
+	// may not have run; *BecomeError when the host does not let the login user act as Cmd.User; the context's error when
+	// ctx ended, after the command's processes were told to end. Any other error says what the host could not do before
+	// or after running it, such as storing its input.
 	Run(ctx context.Context, c Cmd) (Output, error)
 	// Dial connects from the host to addr; network is "tcp" or "unix". user is as in Cmd.User: a unix
 	// socket is opened as that user, which is what databases that authenticate by socket look at.
@@ -22,7 +24,9 @@ type Conn interface {
 	Close() error
 }
 
-// Cmd is one command. Exactly one of Args and Script is set.
+// Cmd is one command. Exactly one of Args and Script is set. Args are what a program of that name gets, so that what
+// only the shell knows (cd, command) needs a Script. A Script that mentions $$, PPID or kill gets a new sh of its own; any
+// other is read by a fork of the shell, which is several times cheaper.
 type Cmd struct {
 	Args   []string          // program and arguments, always quoted
 	Script string            // POSIX sh text
@@ -31,13 +35,17 @@ type Cmd struct {
 	Env    map[string]string // added to the environment, sent inside the framed request and never as arguments
 	Stdin  io.Reader         // nil: empty. Read whole before sending unless Stdout or Bulk is set
 	Stdout io.Writer         // set: bulk output streams here over a session of its own, never held in memory
-	Bulk   bool              // stream Stdin over a session of its own, never held in memory
+	// Bulk streams Stdin over a session of its own, never held in memory. A user has one such session at a time; they
+	// are not ordered with what is sent to the shell. To the command, a link that is lost looks like the end of its input: what
+	// must not be cut short has to carry its own length or digest.
+	Bulk bool
 
-	Timeout time.Duration // 0: none. At its end the process group gets SIGTERM, then SIGKILL
+	Timeout time.Duration // 0: none. From the command's start; at its end its processes get SIGTERM, 2 s later SIGKILL
 	Limit   int64         // cap on each of stdout and stderr kept, in bytes; 0 is DefaultLimit. What is over is counted and dropped
 
 	// Sent, if set, is called once the request has its place in the shell's queue: whatever is sent to the same user
-	// afterwards runs after it. The engine uses it to let a verifying check follow its apply in the same flight.
+	// afterwards runs after it. The engine uses it to let a verifying check follow its apply in the same flight. A bulk
+	// command has its place when it has ended.
 	Sent func()
 }
 

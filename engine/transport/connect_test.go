@@ -156,7 +156,7 @@ func TestKeys(t *testing.T) {
 	t.Setenv("SSH_AUTH_SOCK", dir+"/no-agent")
 	var warnings []string
 	warn := func(s string) { warnings = append(warnings, s) }
-	if err := try(func(c *transport.Config) { c.Warn = warn; c.Passphrase = passphrase("open sesame") }); err != nil || len(warnings) != 1 || !strings.Contains(warnings[0], "agent") {
+	if err := try(func(c *transport.Config) { c.Warn = warn; c.Identities = []string{s.KeyFile()} }); err != nil || len(warnings) != 1 || !strings.Contains(warnings[0], "agent") {
 		t.Errorf("an agent that is not there: %v, warned %q", err, warnings)
 	}
 	if err := try(func(c *transport.Config) { c.Identities = nil }); err == nil || !strings.Contains(err.Error(), "agent cannot be reached") {

@@ -31,7 +31,7 @@ func TestCounted(t *testing.T) {
 	s.Reset()
 	const n = 30
 	for i := range n {
-		run(t, c, transport.Cmd{Script: "echo \"$1\"; cat; echo words >&2", Stdin: strings.NewReader(strings.Repeat("input", i*100))})
+		run(t, c, transport.Cmd{Script: "echo \"$1\"; cat; echo words >&2", Stdin: strings.NewReader(strings.Repeat("input", i*20))})
 	}
 	if got := s.Counts(); got != (sshtest.Counts{Flights: n}) {
 		t.Errorf("%d commands one after the other cost %+v, want as many round trips and nothing else", n, got)

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -28,6 +29,7 @@ import (
 type openssh struct {
 	dir, addr string
 	cmd       *exec.Cmd
+	alive     io.Closer
 	log       bytes.Buffer
 	users     []string
 	sudoers   string
@@ -174,8 +176,12 @@ func startOpenssh() (o *openssh, err error) {
 	if err := os.Mkdir("/run/sshd", 0o755); err == nil {
 		o.madeRun = true
 	}
-	o.cmd = exec.Command("/usr/sbin/sshd", "-D", "-e", "-f", configFile)
+	// It ends with our end of the pipe, even if this program is killed.
+	o.cmd = exec.Command("/bin/sh", "-c", `/usr/sbin/sshd -D -e -f "$1" </dev/null & read -r _; kill $!; wait`, "-", configFile)
 	o.cmd.Stderr = &o.log
+	if o.alive, err = o.cmd.StdinPipe(); err != nil {
+		return o, err
+	}
 	if err = o.cmd.Start(); err != nil {
 		return o, err
 	}
@@ -191,7 +197,7 @@ func startOpenssh() (o *openssh, err error) {
 
 func (o *openssh) stop() {
 	if o.cmd != nil && o.cmd.Process != nil {
-		_ = o.cmd.Process.Kill()
+		_ = o.alive.Close()
 		_ = o.cmd.Wait()
 	}
 	if o.sudoers != "" {

@@ -16,9 +16,8 @@ import (
 )
 
 // bootstrap is what a shell reads first. It makes the private directory (its name is unguessable and mkdir fails on
-// what exists), removes what dead shells left there more than a day ago, and defines three functions:
+// what exists), removes what dead shells left there more than a day ago, and defines two functions:
 //
-//	_rb_p    inside a command: writes down who it is, for whoever has to end it, and gives up if that came first
 //	_rb_d    FILE NONCE BLOCKS: sends a file, at most BLOCKS of 64 KiB; sets _rb_z to its size if it holds more
 //	_rb_r    NONCE BLOCKS STATUS: the reply: standard output, NONCE, size; standard error, NONCE, size, status
 //
@@ -37,11 +36,6 @@ trap 'rm -rf "$_rb_d"' EXIT
 trap : HUP INT TERM PIPE
 _rb_o=$(command -v setsid)
 [ -t 0 ] && _rb_t=$_rb_o
-_rb_p() {
-{ read -r _rb_1 _ _ _ _rb_2 _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _rb_3 _ </proc/self/stat
-printf '%%s\n' "$_rb_n $_rb_1 $_rb_2 $_rb_3" >"$_rb_d/p"; } 2>/dev/null
-[ ! -e "$_rb_d/k$_rb_n" ] || exit 143
-}
 _rb_d() {
 _rb_z=-
 [ -s "$1" ] || return 0
@@ -50,6 +44,7 @@ case $_rb_z in "$3"+*) _rb_z=$(wc -c <"$1") ;; [0-9]*+*) _rb_z=- ;; *) _rb_z=! ;
 printf '' >"$1"
 }
 _rb_r() {
+printf '' >"$_rb_d/p"
 if [ ! -e "$_rb_f.o" ] || [ ! -e "$_rb_f.e" ]; then printf '%%s -\n%%s - x\n' "$1" "$1"; return; fi
 _rb_d "$_rb_f.o" "$1" "$2"
 if [ -s "$_rb_f.e" ]; then
@@ -63,10 +58,10 @@ case $_rb_n in *00) rm -f "$_rb_d"/[0-9]* ;; esac
 }
 printf '\n%%s %%s %%s\n' %[1]s $$ "$_rb_d"
 [ "$_rb_d" ] || exit 1
-( set -- "${_rb_d%%/*}"/.runbook-*
+( ( set -- "${_rb_d%%/*}"/.runbook-*
 [ $# -gt 1 ] && find "${_rb_d%%/*}" -maxdepth 1 -type d -name '.runbook-*' -user "$(id -u)" -mtime +0 | while read -r _rb_x; do
 _rb_1=${_rb_x##*/.runbook-}; [ -d "/proc/${_rb_1%%%%-*}" ] || rm -rf "$_rb_x"
-done ) </dev/null >/dev/null 2>&1 &
+done ) </dev/null >/dev/null 2>&1 & )
 `
 
 // request is a Cmd on its way through a shell.
@@ -113,7 +108,7 @@ func newRequest(c Cmd, interpreter string) (*request, error) {
 			body = "exec $_rb_o " + interpreter + ` "$_rb_f.c"`
 		}
 	}
-	fmt.Fprintf(&b, `if [ "$_rb_b" ]; then _rb_s=x; else ( _rb_p; %s%s ) <%s >"$_rb_f.o" 2>"$_rb_f.e"; _rb_s=$?; fi; `,
+	fmt.Fprintf(&b, `if [ "$_rb_b" ]; then _rb_s=x; else printf '%%s\n' $_rb_n >"$_rb_d/p"; ( [ ! -e "$_rb_d/k$_rb_n" ] || exit 143; %s%s ) <%s >"$_rb_f.o" 2>"$_rb_f.e"; _rb_s=$?; fi; `,
 		c.setting(), body, input)
 	if input != "/dev/null" {
 		b.WriteString(`printf '' >"$_rb_f.i"; `)
@@ -467,7 +462,8 @@ func (s *shell) await(ctx context.Context, r *request) (Output, error) {
 			s.abandon(r)
 			select {
 			case <-r.done:
-				if r.err != nil {
+				var lost *UnreachableError
+				if errors.As(r.err, &lost) {
 					return r.out, r.err
 				}
 			default:

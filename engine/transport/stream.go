@@ -415,35 +415,48 @@ type victim struct {
 	start string // when its first process was started, in the kernel's ticks
 }
 
-// killScript ends the processes of a group that are not older than the command, but neither $keep nor what is above
-// it. A shell's commands share its process group: to start each in a group of its own would take another exec.
+// killScript ends a command's processes. Those of a stream are its process group, without what is above it. A shell's
+// commands share its group, for a group of their own would take another exec: the command is the shell's one child,
+// and its processes are those of the group that are not older, at a moment when the shell is still at that command,
+// and their children. Whatever the shell does next is not touched. A command that is yet to begin finds k$n and does not.
 const killScript = `
 split() {
 	pid=${1%% *}
 	set -- ${1##*) }
 	state=$1 parent=$2 group=$3 began=${20}
 }
-each() {
+read_all() {
+	set +f
 	all=$(cat /proc/[0-9]*/stat)
-	none=1 IFS='
-'
 	set -f
+	IFS='
+'
+}
+running() {
+	read -r s <"$d/p" && [ "$s" = "$n" ]
+}
+each() {
+	none=1
+	read_all
 	for line in $all; do
 		IFS=' '
 		split "$line"
-		[ "$group" = "$g" ] || [ "$group" = "$p" ] || continue
-		[ "$state" != Z ] && [ "$began" -ge "$t" ] || continue
-		case $above in *" $pid "*) continue ;; esac
+		[ "$state" != Z ] || continue
+		if [ "$list" ]; then
+			case $list in
+			*" $pid:$began "*) ;;
+			*" $parent:"*) list="$list$pid:$began " ;;
+			*) continue ;;
+			esac
+		else
+			[ "$group" = "$g" ] && [ "$began" -ge "$t" ] || continue
+			case $above in *" $pid "*) continue ;; esac
+		fi
 		none=0
 		kill "-$1" "$pid"
 	done
-	set +f
 	return $none
 }
-if [ "$d" ]; then
-	printf '' >"$d/k$n"
-	read -r s p g t <"$d/p" && [ "$s" = "$n" ] || exit 0
-fi
 above=' ' pid=$keep
 while [ "${pid:-0}" -gt 1 ]; do
 	above="$above$pid "
@@ -451,6 +464,28 @@ while [ "${pid:-0}" -gt 1 ]; do
 	split "$line"
 	pid=$parent
 done
+list=
+if [ "$d" ]; then
+	printf '' >"$d/k$n"
+	running || exit 0
+	read_all
+	for line in $all; do
+		IFS=' '
+		split "$line"
+		[ "$parent" != "$keep" ] || [ "$state" = Z ] || g=$group t=$began
+	done
+	[ "$g" ] || exit 0
+	list=' ' IFS='
+'
+	for line in $all; do
+		IFS=' '
+		split "$line"
+		[ "$group" = "$g" ] && [ "$began" -ge "$t" ] || continue
+		case $above in *" $pid "*) continue ;; esac
+		list="$list$pid:$began "
+	done
+	running || exit 0
+fi
 each TERM || exit 0
 for pause in 0.05 0.1 0.2 0.4 0.6 0.7; do
 	sleep $pause || sleep 1
@@ -468,7 +503,7 @@ func (h *host) kill(user string, v victim) error {
 	}
 	ctx, cancel := context.WithTimeout(h.ctx, 10*time.Second)
 	defer cancel()
-	head := fmt.Sprintf("d=%s n=%d keep=%s p=%s g=%s t=%s\n", Quote(v.dir), v.seq, Quote(v.keep), Quote(v.group), Quote(v.group), Quote(v.start))
+	head := fmt.Sprintf("d=%s n=%d keep=%s g=%s t=%s\n", Quote(v.dir), v.seq, Quote(v.keep), Quote(v.group), Quote(v.start))
 	s, err := h.startStream(ctx, user, Cmd{Script: head + killScript}, false, false)
 	if err != nil {
 		return err

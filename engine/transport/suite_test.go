@@ -130,6 +130,7 @@ func allBytes(without ...byte) string {
 }
 
 func TestSuite(t *testing.T) {
+	t.Parallel()
 	for _, b := range backends() {
 		t.Run(b.name, func(t *testing.T) {
 			t.Parallel()
@@ -322,7 +323,8 @@ func testTimeout(t *testing.T, c transport.Conn) {
 			}
 		}()
 		time.Sleep(50 * time.Millisecond)
-		if got := script(t, c, "echo next"); got != "next\n" {
+		// The next one runs while the stubborn child is waited for and then killed.
+		if got := script(t, c, "sleep 3 & sleep 3; wait; echo next"); got != "next\n" {
 			t.Errorf("the next command's output is %q", got)
 		}
 		wg.Wait()
