@@ -31,6 +31,8 @@ func newLocal(cfg Config) (*host, error) {
 
 func (l *localLink) lost() error { return nil }
 
+func (l *localLink) alive() error { return nil }
+
 // close drops the streams of what still runs and waits for it: the shells are told by their end of input.
 func (l *localLink) close() error {
 	l.mu.Lock()

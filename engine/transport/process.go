@@ -16,6 +16,8 @@ type link interface {
 	start(ctx context.Context, command string, tty bool) (*process, error)
 	// dial connects from the host. errNoForward says that the link itself cannot, and a relay may.
 	dial(ctx context.Context, network, addr string) (net.Conn, error)
+	// alive asks the host for a sign of life. Without one, the end of a stream may be that of the link.
+	alive() error
 	// lost is the reason why the link is gone, nil while it is up.
 	lost() error
 	close() error

@@ -250,12 +250,18 @@ func (l *sshLink) keepAlive(interval time.Duration) {
 		select {
 		case asked <- struct{}{}:
 			go func() {
-				_, _, _ = l.client.SendRequest("keepalive@openssh.com", true, nil) // any answer will do
+				_ = l.alive()
 				<-asked
 			}()
 		default:
 		}
 	}
+}
+
+// alive returns when the server has answered; any answer will do.
+func (l *sshLink) alive() error {
+	_, _, err := l.client.SendRequest("keepalive@openssh.com", true, nil)
+	return err
 }
 
 // fail records the first reason.

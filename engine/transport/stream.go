@@ -17,6 +17,7 @@ import (
 type stream struct {
 	*started
 	in     *bufio.Reader // standard output, without the noise before the command
+	alive  func() error
 	mark   string
 	who    victim
 	limit  int64
@@ -44,7 +45,7 @@ func (h *host) startStream(ctx context.Context, user string, c Cmd, input, raw b
 	if err != nil {
 		return nil, h.startError(user, err)
 	}
-	s := &stream{started: p, in: bufio.NewReaderSize(p.out, 256<<10), mark: nonce(), limit: c.Limit}
+	s := &stream{started: p, in: bufio.NewReaderSize(p.out, 256<<10), alive: h.link.alive, mark: nonce(), limit: c.Limit}
 	if s.limit <= 0 {
 		s.limit = DefaultLimit
 	}
@@ -176,6 +177,10 @@ func (h *host) stream(ctx context.Context, user string, c Cmd) (Output, error) {
 		if err == nil {
 			out.Code, err = s.status()
 		}
+		if err == nil {
+			// The status may have come before the last of the output, and the end of that may have been the link's.
+			err = s.alive()
+		}
 	}
 	if err != nil {
 		if h.ctx.Err() != nil {
@@ -277,7 +282,18 @@ func (s *stream) drain(w io.Writer) error {
 		case err := <-end:
 			return err
 		case <-tick.C:
-			if since := waiting.Load(); since != 0 && time.Now().UnixNano()-max(since, exit) > int64(2*time.Second) {
+			since := waiting.Load()
+			if since == 0 || time.Now().UnixNano()-max(since, exit) < int64(2*time.Second) {
+				continue
+			}
+			// Idle, or a line that stalls: what was on its way has arrived when this returns.
+			if err := s.alive(); err != nil {
+				s.close()
+				<-end
+				return err
+			}
+			time.Sleep(100 * time.Millisecond)
+			if waiting.Load() == since {
 				s.close() // the read above ends
 				<-end
 				return nil
@@ -318,9 +334,14 @@ func (s *stream) errors() ([]byte, int64) {
 	if s.terminal {
 		return s.ending, 0
 	}
-	select {
-	case <-s.err.done:
-	case <-time.After(time.Second): // a daemon keeps it open
+	for open := true; open; {
+		select {
+		case <-s.err.done:
+			open = false
+		case <-s.err.changed:
+		case <-time.After(time.Second): // a daemon keeps it open
+			open = false
+		}
 	}
 	text, dropped := s.err.bytes()
 	if i := bytes.Index(text, []byte(s.mark+"\n")); i >= 0 {
