@@ -285,7 +285,7 @@ func (s *site) tunnel(ctx context.Context) error {
 `, find(`^subject=(.*)`), find(`^issuer=(.*)`), find(`^New, (TLS.*)`))
 
 	// A certificate of the same authority, for another name.
-	other := filepath.Join(slave.Root(), "root", "other.pem")
+	other := filepath.Join(slave.Root(), "srv", "other.pem")
 	if err := s.lab.Issue(lab.Request{Name: "other.example.org", DNS: []string{"other.example.org"}}, other, other+".key"); err != nil {
 		return err
 	}
@@ -295,7 +295,7 @@ func (s *site) tunnel(ctx context.Context) error {
 	fmt.Printf("       with the certificate of voms2              the database greets it: %s\n", version)
 	for _, stranger := range []struct{ what, cert, key string }{
 		{"without a certificate", "", ""},
-		{"with the one of another host of the site", "/root/other.pem", "/root/other.pem.key"},
+		{"with the one of another host of the site", "/srv/other.pem", "/srv/other.pem.key"},
 	} {
 		got, err := s.knock(ctx, stranger.cert, stranger.key)
 		if err != nil {
