@@ -188,6 +188,7 @@ func (h *host) stream(ctx context.Context, user string, c Cmd) (Output, error) {
 		} else if lost := h.link.lost(); lost != nil {
 			err = lost
 		}
+		out.Code = 0 // a status may have come, but without all of the output it is no answer
 		return out, h.unreachable(true, err)
 	}
 	if out.Code != 0 {
