@@ -419,16 +419,19 @@ func (m *mysqlReplication) change(ctx context.Context, s *mysqlSession, todo rep
 	return s.exec(ctx, "UPDATE "+importsTable+" SET used = NOW() WHERE log_file = ? AND log_pos = ?", todo.file, todo.pos)
 }
 
-// How long an error that the I/O thread retries may last before the wait gives up, and how often the status is read.
+// How long an error that the I/O thread retries may last before the wait gives up, how long replication must have run to
+// be believed, and how often the status is read. The I/O thread says Yes before it has asked the source for the log: that the log
+// is not there any more comes a moment later.
 const (
 	replicationPatience = 5 * time.Second
+	replicationSettle   = time.Second
 	replicationPoll     = 200 * time.Millisecond
 )
 
 // wait reads the status until replication runs, an error will not pass by itself, or the time is over.
 func (m *mysqlReplication) wait(ctx context.Context, host *module.Host, s *mysqlSession) (*replicaStatus, error) {
 	deadline := time.Now().Add(m.Timeout)
-	var failing time.Time // since when there has been an error
+	var failing, running time.Time // since when there has been an error, and since when it has run
 	for {
 		status, err := s.replica(ctx, m.ConnectionName)
 		if err != nil {
@@ -437,7 +440,12 @@ func (m *mysqlReplication) wait(ctx context.Context, host *module.Host, s *mysql
 		if status == nil {
 			return nil, errNotReplica
 		}
-		if status.running() && status.Lag >= 0 && (m.MaxLag < 0 || status.Lag <= m.MaxLag) {
+		switch runs := status.running(); {
+		case !runs:
+			running = time.Time{}
+		case running.IsZero():
+			running = time.Now()
+		case time.Since(running) >= replicationSettle && status.Lag >= 0 && (m.MaxLag < 0 || status.Lag <= m.MaxLag):
 			return status, nil
 		}
 		code := status.IOErrno
