@@ -58,7 +58,8 @@ func (*mysqlInfo) Returns() []module.Return {
 		{Name: "binlog_do_db", Type: "list", Help: "databases that the binary log is limited to"},
 		{Name: "binlog_ignore_db", Type: "list", Help: "databases that the binary log leaves out"},
 		{Name: "gtid", Type: "string", Help: "executed GTID position (gtid_executed, or gtid_binlog_pos on MariaDB)"},
-		{Name: "replica", Type: "map", Help: "the fields that mysql_replication returns"},
+		{Name: "replica", Type: "map", Help: "the fields that mysql_replication returns, for connection_name"},
+		{Name: "connections", Type: "list", Help: "the same fields and a name, for every connection that is configured; the unnamed one's name is empty"},
 		{Name: "dump_threads", Type: "int", Help: "replicas that read this server's binary log now"},
 		{Name: "databases", Type: "map", Help: "number of tables by database; views not counted, the server's own databases left out"},
 		{Name: "tables", Type: "map", Help: "table names by database, for the databases in checksum or counts"},
@@ -152,6 +153,17 @@ func (m *mysqlInfo) replication(ctx context.Context, s *mysqlSession, values mod
 		return err
 	}
 	values["replica"] = map[string]any(status.values())
+	all, err := s.replicas(ctx)
+	if err != nil {
+		return err
+	}
+	connections := make([]any, len(all))
+	for i, r := range all {
+		fields := map[string]any(r.values())
+		fields["name"] = r.Name
+		connections[i] = fields
+	}
+	values["connections"] = connections
 	return nil
 }
 

@@ -69,9 +69,17 @@ func parseReplicaStatus(row map[string]any) (*replicaStatus, error) {
 	return r, nil
 }
 
+// oneConnection is forConnection for a statement that must be about one connection and no other. Without a channel, MySQL's mean all of them.
+func (s mysqlServer) oneConnection(statement, name string, fill ...string) (text string, args []any, err error) {
+	if raw := s.statement(statement, fill...); name == "" && strings.Contains(raw, "{channel}") {
+		return strings.Replace(raw, "{channel}", "FOR CHANNEL ''", 1), nil, nil
+	}
+	return s.forConnection(statement, name, fill...)
+}
+
 // replica reads the status of one connection; nil if it is not configured.
 func (s *mysqlSession) replica(ctx context.Context, name string) (*replicaStatus, error) {
-	text, args, err := s.server.forConnection("replica status", name)
+	text, args, err := s.server.oneConnection("replica status", name)
 	if err != nil {
 		return nil, err
 	}

@@ -378,7 +378,7 @@ func (m *mysqlReplication) Apply(ctx context.Context, host *module.Host, plan mo
 }
 
 func (m *mysqlReplication) run(ctx context.Context, s *mysqlSession, what, statement string, fill ...string) error {
-	text, args, err := s.server.forConnection(statement, m.ConnectionName, fill...)
+	text, args, err := s.server.oneConnection(statement, m.ConnectionName, fill...)
 	if err != nil {
 		return err
 	}
@@ -396,7 +396,7 @@ func (m *mysqlReplication) change(ctx context.Context, s *mysqlSession, todo rep
 		retry = status.ConnectRetry
 	}
 	options, args := m.changeOptions(s.server, todo, retry)
-	text, name, err := s.server.forConnection("change source", m.ConnectionName)
+	text, name, err := s.server.oneConnection("change source", m.ConnectionName)
 	if err != nil {
 		return err
 	}

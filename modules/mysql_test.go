@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"runbook/engine/module"
 	"runbook/engine/secret"
 	"runbook/engine/transport"
@@ -487,7 +489,26 @@ func TestMySQL(t *testing.T) {
 		replica.changes("mysql_replication", replica.on(map[string]any{"state": "absent"}))
 		// By name and by GTID.
 		replica.refused("mysql_replication", replicaArgs(map[string]any{"connection_name": "odd 'name", "auto_position": true, "source_user": "nobody"}), "1045")
+		// Beside an unnamed one: each is told by its name, and removed by it.
+		replica.sql("CHANGE MASTER TO MASTER_HOST = '127.0.0.1', MASTER_PORT = 1, MASTER_USER = 'somebody'")
+		connections := func() map[any]any {
+			plan, err := replica.check("mysql_info", replica.on(map[string]any{"connection_name": "odd 'name"}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			users := map[any]any{"asked for": plan.Values["replica"].(map[string]any)["source_user"]}
+			for _, c := range plan.Values["connections"].([]any) {
+				users[c.(map[string]any)["name"]] = c.(map[string]any)["source_user"]
+			}
+			return users
+		}
+		if diff := cmp.Diff(map[any]any{"": "somebody", "odd 'name": "nobody", "asked for": "nobody"}, connections()); diff != "" {
+			t.Error(diff)
+		}
 		replica.changes("mysql_replication", replica.on(map[string]any{"state": "absent", "connection_name": "odd 'name"}))
+		if diff := cmp.Diff(map[any]any{"": "somebody", "asked for": ""}, connections()); diff != "" {
+			t.Error(diff)
+		}
 	})
 }
 

@@ -48,6 +48,20 @@ func TestMySQLStatementsByVersion(t *testing.T) {
 			t.Errorf("%s %s %q: %q, %v; want %q", c.version, c.statement, c.name, got, err, c.want)
 		}
 	}
+	// About the unnamed connection alone: without a channel, MySQL takes these for all of them.
+	for _, c := range []struct{ version, statement, name, want string }{
+		{"5.6.24", "stop replica", "", "STOP SLAVE"},
+		{"5.7.44", "stop replica", "", "STOP SLAVE FOR CHANNEL ''"},
+		{"8.4.0", "reset replica", "", "RESET REPLICA ALL FOR CHANNEL ''"},
+		{"8.4.0", "reset replica", "a", "RESET REPLICA ALL FOR CHANNEL ?"},
+		{"8.4.0", "change source", "", "CHANGE REPLICATION SOURCE TO {options} FOR CHANNEL ''"},
+		{"10.11.6-MariaDB", "reset replica", "", "RESET SLAVE ALL"},
+		{"10.11.6-MariaDB", "stop replica", "b", "STOP SLAVE ?"},
+	} {
+		if got, _, err := mysqlOf(t, c.version).oneConnection(c.statement, c.name); err != nil || got != c.want {
+			t.Errorf("%s %s %q: %q, %v; want %q", c.version, c.statement, c.name, got, err, c.want)
+		}
+	}
 	if _, _, err := mysqlOf(t, "5.6.24").forConnection("replica status", "x"); err == nil {
 		t.Error("a channel on MySQL 5.6 is accepted")
 	}
