@@ -5,8 +5,10 @@ import (
 	"errors"
 	"flag"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -113,7 +115,15 @@ func TestBadParameters(t *testing.T) {
 	}
 }
 
-// TestTemplates renders every shipped template for the sites of sites, and compares with a golden file.
+func defaultFirst(a, b string) int {
+	if (a == "default") != (b == "default") {
+		return map[bool]int{true: -1, false: 1}[a == "default"]
+	}
+	return strings.Compare(a, b)
+}
+
+// TestTemplates renders every shipped template for the sites of sites, and compares with a golden file; a site that has none gets
+// the same as the default one.
 func TestTemplates(t *testing.T) {
 	base := map[string]any{
 		"stunnel_user": "stunnel4", "stunnel_group": "stunnel4", "stunnel_program": "/usr/bin/stunnel", "stunnel_conf": "/etc/stunnel/man06/stunnel.conf",
@@ -125,24 +135,32 @@ func TestTemplates(t *testing.T) {
 		"item":  map[string]any{"name": "my.vo", "database": "voms_my_vo", "port": 15000}, "voms_user": "voms_query", "voms_conf_dir": "/etc/voms",
 		"voms_cert_dir": "/etc/grid-security/voms", "voms_log_dir": "/var/log/voms", "voms_max_seconds": 86400, "inventory_hostname": "voms1.example.org",
 		"mysql_socket_path": "/run/mysqld/mysqld.sock", "voms_library_path": "/usr/lib/voms/libvomsmysql.so", "mysql_unit": "mariadb",
+		"connection_name": "", "tunnel_unit": "man06-stunnel", "read_only": true, "voms_host": "voms1.example.org", "voms_sysconfig_path": "/etc/default/voms",
 		"voms_servers": []any{"voms1.example.org", "voms2.example.org"},
 		"hosts": map[string]any{
-			"voms1.example.org": map[string]any{"voms_names": map[string]any{"stdout": "subject=/DC=org/DC=example/CN=voms1.example.org\nissuer=/DC=org/CN=CA"}},
-			"voms2.example.org": map[string]any{"voms_names": map[string]any{"stdout": "subject= /C=XY/O=Éx/CN=host/voms2.example.org\nissuer= /DC=org/CN=CA"}},
+			"voms1.example.org": map[string]any{"voms_host": "voms1.example.org", "voms_names": map[string]any{"stdout": "subject=/DC=org/DC=example/CN=voms1.example.org\nissuer=/DC=org/CN=CA"}},
+			"voms2.example.org": map[string]any{"voms_host": "voms.example.com", "voms_names": map[string]any{"stdout": "subject= /C=XY/O=Éx/CN=host/voms2.example.org\nissuer= /DC=org/CN=CA"}},
 		},
 	}
 	sites := map[string]map[string]any{
 		"default": {},
-		"other": {"filters": "as-printed", "tls_crls": true, "slave_tls_names": []any{"a.example.org", "b.example.org"}, "tunnel_port": 13307,
+		"other": {"voms_sysconfig_path": "/etc/sysconfig/voms", "filters": "as-printed", "tls_crls": true, "slave_tls_names": []any{"a.example.org", "b.example.org"}, "tunnel_port": 13307,
 			"facts":             map[string]any{"mysql_flavour": "mysql", "mysql_version": "8.0.40"},
 			"voms_library_path": "/usr/lib64/voms/libvomsmysql.so", "mysql_socket_path": "/var/lib/mysql/mysql.sock", "mysql_unit": "mysqld"},
+		"rhel": {"stunnel_user": "nobody", "stunnel_group": "nobody", "voms_library_path": "/usr/lib64/voms/libvomsmysql.so", "voms_sysconfig_path": "/etc/sysconfig/voms",
+			"mysql_socket_path": "/var/lib/mysql/mysql.sock"},
+		"named": {"connection_name": "second_1", "server_id": 2, "tunnel_unit": "man06-stunnel-second_1", "stunnel_conf": "/etc/stunnel/man06/second_1.conf", "tunnel_local_port": 3308,
+			"replicated": []any{"voms_my_vo", "man06_canary_second_1"}, "voms_host": "voms.example.com"},
+		"named-mysql": {"connection_name": "second_1", "read_only": false, "facts": map[string]any{"mysql_flavour": "mysql", "mysql_version": "8.4.2"},
+			"replicated": []any{"voms_my_vo", "man06_canary_second_1"}},
 	}
 	files, err := fs.Glob(runbooks.FS, "*/templates/*")
 	if err != nil || len(files) == 0 {
 		t.Fatal(files, err)
 	}
 	for _, file := range files {
-		for site, changes := range sites {
+		for _, site := range slices.SortedFunc(maps.Keys(sites), defaultFirst) {
+			changes := sites[site]
 			t.Run(filepath.Base(file)+"/"+site, func(t *testing.T) {
 				source, err := fs.ReadFile(runbooks.FS, file)
 				if err != nil {
@@ -165,13 +183,19 @@ func TestTemplates(t *testing.T) {
 					t.Fatal(err)
 				}
 				golden := filepath.Join("testdata", filepath.Base(file)+"."+site+".golden")
+				same := filepath.Join("testdata", filepath.Base(file)+".default.golden")
 				if *update {
-					if err := os.MkdirAll("testdata", 0o755); err != nil {
-						t.Fatal(err)
-					}
 					if err := os.WriteFile(golden, []byte(got.(string)), 0o644); err != nil {
 						t.Fatal(err)
 					}
+					if text, err := os.ReadFile(same); err == nil && golden != same && string(text) == got.(string) {
+						if err := os.Remove(golden); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				if _, err := os.Stat(golden); errors.Is(err, fs.ErrNotExist) {
+					golden = same
 				}
 				want, err := os.ReadFile(golden)
 				if err != nil {
