@@ -36,6 +36,9 @@ func (p *playRun) apply(ctx context.Context, t *task, m module.Module, args map[
 		return out
 	}
 	out := outcome{values: values, result: report.Result{Status: report.Changed, Changes: changes(plan.Changes), Warnings: warnings(values)}}
+	if plan.Wait {
+		out.result.Status, out.result.Changes = report.OK, nil
+	}
 	out.result.Msg, _ = values["msg"].(string)
 	if verifies && guess == nil {
 		fresh := t.factory()

@@ -869,7 +869,7 @@ func (c *compiler) compileModule(t *task, ts *spec.Task, scope *vars.Scope) {
 			misnamed = true
 			continue
 		}
-		a := arg{name: e.Key, pos: e.Value.Pos, value: e.Value}
+		a := arg{name: e.Key, pos: e.Value.Pos, value: e.Value, late: f.Late}
 		if c.compileArg(&a, f, scope) {
 			t.args = append(t.args, a)
 		} else {

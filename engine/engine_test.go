@@ -53,7 +53,7 @@ func (r *recorder) lines() string {
 			for _, f := range []struct {
 				on   bool
 				word string
-			}{{e.Result.Ignored, "ignored"}, {e.Result.Rescued, "rescued"}, {e.Result.Provisional, "provisional"}, {e.Handler, "handler"}} {
+			}{{e.Result.Ignored, "ignored"}, {e.Result.Rescued, "rescued"}, {e.Result.HangsOn != "", "provisional"}, {e.Handler, "handler"}} {
 				if f.on {
 					text += " " + f.word
 				}

@@ -301,15 +301,15 @@ func mayChange(e *vars.Expr, env *vars.Stack) bool {
 	})
 }
 
-// arguments evaluates the arguments of a task for a host.
-func (p *playRun) arguments(t *task, env *vars.Stack) (map[string]any, *outcome) {
-	args := map[string]any{}
+// arguments evaluates the arguments of a task for a host. late says why some are not known yet, which the module can do without.
+func (p *playRun) arguments(t *task, env *vars.Stack) (args map[string]any, late map[string]string, stop *outcome) {
+	args, late = map[string]any{}, map[string]string{}
 	for _, a := range t.args {
 		switch {
 		case a.conds != nil:
 			list, stop := conditions(a, env)
 			if stop != nil {
-				return nil, stop
+				return nil, nil, stop
 			}
 			if args[a.name] = list; !a.list {
 				args[a.name] = list[0]
@@ -321,14 +321,27 @@ func (p *playRun) arguments(t *task, env *vars.Stack) (map[string]any, *outcome)
 			if err == nil {
 				err = knownValue(v)
 			}
+			if notKnown := (*vars.UnknownError)(nil); errors.As(err, &notKnown) && a.late {
+				late[a.name] = notKnown.Because
+				continue
+			}
 			if err != nil {
 				out := evaluation("argument "+a.name, a.pos, err)
-				return nil, &out
+				return nil, nil, &out
 			}
 			args[a.name] = asArgument(a.fixed, v)
 		}
 	}
-	return args, nil
+	return args, late, nil
+}
+
+// decode is module.Decode with some arguments that are not known yet.
+func decode(m module.Module, args map[string]any, late map[string]string) error {
+	deferred := map[string]bool{}
+	for name := range late {
+		deferred[name] = true
+	}
+	return module.DecodePartial(m, args, deferred)
 }
 
 // asArgument gives a rendered template its type; other values stay as they are.

@@ -67,6 +67,7 @@ type arg struct {
 	tree  vars.Tree // of an ordinary argument or a template
 	conds []cond    // of conditions
 	list  bool      // conds are a list
+	late  bool      // Check can do without its value
 	fixed any       // of a file read at load
 }
 

@@ -67,7 +67,7 @@ type hostRun struct {
 
 	mu      sync.Mutex
 	failed  *failure // set: it takes no further part, unless a rescue clears it
-	pending string   // check mode: the first task whose change has not been made
+	effects module.Effects // check mode: what changes that have not been made would make of the host
 	// notified holds the handlers owed. In check mode the value names the unknown task that may notify one; "" is certain.
 	notified map[*task]string
 }
@@ -143,10 +143,10 @@ func (r *run) emit(e report.Event) {
 	e.Text, e.Task, e.Item, e.Why = mask(e.Text), mask(e.Task), mask(e.Item), mask(e.Why)
 	if e.Result != nil {
 		res := *e.Result
-		res.Because, res.Msg = mask(res.Because), mask(res.Msg)
+		res.Because, res.Msg, res.HangsOn = mask(res.Because), mask(res.Msg), mask(res.HangsOn)
 		res.Changes = slices.Clone(res.Changes)
 		for i, c := range res.Changes {
-			res.Changes[i] = report.Change{What: mask(c.What), Before: mask(c.Before), After: mask(c.After)}
+			res.Changes[i] = report.Change{What: mask(c.What), Before: mask(c.Before), After: mask(c.After), Outage: c.Outage}
 		}
 		res.Warnings = slices.Clone(res.Warnings)
 		for i, w := range res.Warnings {
@@ -507,7 +507,13 @@ func (r *run) factsMap(ctx context.Context, h *hostRun, user string) (any, error
 	if err != nil {
 		return nil, err
 	}
-	return f.Map(), nil
+	m := f.Map()
+	if install, pending := h.pending().Of("package"); pending && f.MySQLFlavour == "" {
+		for _, name := range []string{"mysql_flavour", "mysql_version"} {
+			m[name] = vars.Unknown{Because: hasYetToRun(install.Task)}
+		}
+	}
+	return m, nil
 }
 
 // hostsView is the value of `hosts`: the other hosts' variables, facts and results.

@@ -186,7 +186,9 @@ func (p *playRun) attempt(ctx context.Context, t *task, h *hostRun, env *vars.St
 		}
 		if !holds {
 			out := skipped(because(w, env))
-			out.result.Provisional = p.pendingAnywhere(h, reached) != "" && mayChange(w.expr, env)
+			if mayChange(w.expr, env) {
+				out.result.HangsOn = p.pendingAnywhere(h, reached)
+			}
 			return out
 		}
 	}
@@ -246,12 +248,12 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 	if *user, stop = becomeUser(t, target, env); stop != nil {
 		return *stop
 	}
-	args, stop := p.arguments(t, env)
+	args, late, stop := p.arguments(t, env)
 	if stop != nil {
 		return *stop
 	}
 	m := t.factory()
-	if err := module.Decode(m, args); err != nil {
+	if err := decode(m, args, late); err != nil {
 		var texts []string
 		for _, one := range argErrors(err) {
 			texts = append(texts, one.Error())
@@ -263,6 +265,9 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 		return *stop
 	}
 	defer cancel()
+	if p.job.Check {
+		host.Effects, host.Late, host.Awaited = target.pending(), late, p.awaited()
+	}
 
 	plan, err := m.Check(ctx, host)
 	if err != nil {
@@ -273,8 +278,11 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 	out.result.Warnings = warnings(plan.Values)
 	if len(plan.Changes) == 0 && plan.Unknown == "" {
 		out.result.Status = report.OK
-		out.result.Provisional = p.pendingAnywhere(target, reached) != ""
+		out.result.HangsOn = cmp.Or(plan.Hangs, p.pendingAnywhere(target, reached))
 		out.result.Msg, _ = plan.Values["msg"].(string)
+		if plan.Hangs != "" {
+			out.values = unknownFields(m, hasYetToRun(plan.Hangs))
+		}
 		out.values = common(out.result, out.values)
 		return out
 	}
@@ -288,7 +296,10 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 func (p *playRun) predict(t *task, m module.Module, target *hostRun, reached *reach, plan module.Plan, name string) outcome {
 	out := outcome{values: plan.Values, planned: true}
 	out.result.Changes = changes(plan.Changes)
-	out.result.Provisional = p.pendingAnywhere(target, reached) != ""
+	out.result.HangsOn = cmp.Or(plan.Hangs, p.pendingAnywhere(target, reached))
+	if plan.Wait {
+		return p.predictWait(out, m, plan)
+	}
 	out.result.Status = report.WouldChange
 	if plan.Unknown != "" {
 		out.result.Status, out.result.Because = report.Unknown, plan.Unknown
@@ -296,11 +307,11 @@ func (p *playRun) predict(t *task, m module.Module, target *hostRun, reached *re
 	if plan.Unknown != "" && len(plan.Changes) == 0 && neverChanges(t) {
 		// It is declared to change nothing, so nothing that follows hangs on it but its own values.
 		out.notRun = true
-		out.result = report.Result{Status: report.OK, Because: "declared to change nothing; not run in check mode", Provisional: true}
+		out.result = report.Result{Status: report.OK, Because: "declared to change nothing; not run in check mode", HangsOn: out.result.HangsOn}
 	} else {
-		target.setPending(name)
+		target.setPending(name, plan.Effects)
 	}
-	yetToRun := vars.Unknown{Because: fmt.Sprintf("%q has yet to run", name)}
+	yetToRun := vars.Unknown{Because: hasYetToRun(name)}
 	if plan.Pending || plan.Unknown != "" {
 		out.values = unknownFields(m, yetToRun.Because)
 	}
@@ -313,6 +324,25 @@ func (p *playRun) predict(t *task, m module.Module, target *hostRun, reached *re
 	}
 	return out
 }
+
+// predictWait is the verdict on what a run would wait for: it is expected to come about if something is still to be done, here or
+// on another host. Otherwise nobody knows whether it will.
+func (p *playRun) predictWait(out outcome, m module.Module, plan module.Plan) outcome {
+	var now []string
+	for _, c := range plan.Changes {
+		now = append(now, fmt.Sprintf("%s: %s", c.What, cmp.Or(c.Before, "not so")))
+	}
+	out.result.Changes = nil
+	out.result.Status, out.result.Because = report.Unknown, "not so yet ("+strings.Join(now, "; ")+"); a run would wait for it"
+	if awaited := p.awaited(); awaited != "" {
+		out.result.Status, out.result.HangsOn = report.OK, awaited
+		out.result.Because = fmt.Sprintf("not so yet (%s), and expected", strings.Join(now, "; "))
+	}
+	out.values = common(out.result, unknownFields(m, out.result.Because))
+	return out
+}
+
+func hasYetToRun(task string) string { return fmt.Sprintf("%q has yet to run", task) }
 
 // elsewhere looks whether it is another host that was lost, which the task worked on or reached for: that one drops out, and this
 // one has not been lost.
@@ -337,7 +367,7 @@ func (p *playRun) provisional(out outcome, h *hostRun, reached *reach) outcome {
 		return out
 	}
 	if pending := p.pendingAnywhere(h, reached); pending != "" {
-		return unknown(fmt.Sprintf("%q has yet to run (now: %s)", pending, firstLine(out.result.Msg)))
+		return unknown(fmt.Sprintf("%s (now: %s)", hasYetToRun(pending), firstLine(out.result.Msg)))
 	}
 	return out
 }
@@ -490,23 +520,49 @@ func (p *playRun) moduleHost(ctx context.Context, t *task, target *hostRun, env 
 			return nil, err
 		}
 		peer := *host
-		peer.Name, peer.Conn = other.host.Name, conn
+		peer.Name, peer.Conn, peer.Effects = other.host.Name, conn, other.pending()
 		peer.FactsFunc = func(ctx context.Context) (module.Facts, error) { return p.gather(ctx, other, user) }
 		return &peer, nil
 	}
 	return host, cancel, ctx, nil
 }
 
+// pending is what changes that have not been made would make of the host.
+func (h *hostRun) pending() module.Effects {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.effects)
+}
+
+// pendingTask is the first task whose change has not been made, "" if there is none.
 func (h *hostRun) pendingTask() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.pending
+	if len(h.effects) == 0 {
+		return ""
+	}
+	return h.effects[0].Task
 }
 
-func (h *hostRun) setPending(task string) {
+// setPending notes what a task would make of the host: anything, if its module does not say what.
+func (h *hostRun) setPending(task string, effects []module.Effect) {
+	if len(effects) == 0 {
+		effects = []module.Effect{{Kind: module.Anything}}
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.pending == "" {
-		h.pending = task
+	for _, e := range effects {
+		e.Task, e.Order = task, len(h.effects)+1
+		h.effects = append(h.effects, e)
 	}
+}
+
+// awaited is a task of this check whose change has not been made, on whatever host; "" if there is none.
+func (r *run) awaited() string {
+	for _, h := range r.job.Inventory.Hosts() {
+		if task := r.hosts[h.Name].pendingTask(); task != "" {
+			return task
+		}
+	}
+	return ""
 }

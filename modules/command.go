@@ -47,6 +47,12 @@ type command struct {
 	OKCodes []int `yaml:"ok_codes"`
 	// The command only reads: it runs in check mode too, and counts as no change.
 	Read bool `yaml:"read"`
+	// Absolute paths of the files and directories that decide what a reading command, or unless and onlyif, find. What a check finds is
+	// certain then where earlier tasks leave these alone. By default it hangs on everything on the host.
+	Reads []string `yaml:"reads"`
+	// Absolute paths of the files and directories that the command changes. A check takes everything else on the host for unchanged
+	// then. By default it may have changed anything.
+	Writes []string `yaml:"writes"`
 }
 
 // Validate refuses arguments that contradict each other.
@@ -70,6 +76,16 @@ func (c *command) Validate() error {
 	}
 	if len(c.OKCodes) == 0 {
 		refuse("ok_codes", "must not be empty", "")
+	}
+	for arg, list := range map[string][]string{"reads": c.Reads, "writes": c.Writes} {
+		for i, file := range list {
+			if !strings.HasPrefix(file, "/") {
+				refuse(fmt.Sprintf("%s[%d]", arg, i), "must be an absolute path", "")
+			}
+		}
+	}
+	if c.Read && len(c.Writes) > 0 {
+		refuse("writes", "a command that reads writes nothing", "")
 	}
 	return errors.Join(errs...)
 }
@@ -102,21 +118,16 @@ exit 0
 func (c *command) Check(ctx context.Context, host *module.Host) (module.Plan, error) {
 	verifiable := c.Creates+c.Removes+c.Unless != ""
 	if verifiable || c.OnlyIf != "" {
-		out, err := host.Run(ctx, transport.Cmd{Script: probeScript, Env: map[string]string{
-			"RB_CHDIR": c.Chdir, "RB_CREATES": c.Creates, "RB_REMOVES": c.Removes, "RB_UNLESS": c.Unless, "RB_ONLYIF": c.OnlyIf,
-		}})
-		if err != nil {
-			return module.Plan{}, fmt.Errorf("cannot probe: %w", err)
-		}
-		if len(out.Stdout) > 0 {
-			return module.Plan{Values: commandValues(transport.Output{}, false)}, nil
+		plan, needed, err := c.probe(ctx, host)
+		if err != nil || !needed {
+			return plan, err
 		}
 	}
 	if c.Read {
 		values, err := c.run(ctx, host)
-		return module.Plan{Values: values}, err
+		return module.Plan{Values: values, Hangs: hangs(host, c.Reads)}, err
 	}
-	plan := module.Plan{Values: commandValues(transport.Output{}, false), Pending: true}
+	plan := module.Plan{Values: commandValues(transport.Output{}, false), Pending: true, Effects: c.effects()}
 	if !verifiable && c.OnlyIf == "" {
 		plan.Unknown = "what a command does cannot be predicted"
 		return plan, nil
@@ -124,6 +135,60 @@ func (c *command) Check(ctx context.Context, host *module.Host) (module.Plan, er
 	plan.Changes = []module.Change{{What: "run", After: c.text()}}
 	plan.Act = !verifiable
 	return plan, nil
+}
+
+// probe finds whether the command is to run.
+func (c *command) probe(ctx context.Context, host *module.Host) (plan module.Plan, needed bool, err error) {
+	creates, removes := c.Creates, c.Removes
+	idle := module.Plan{Values: commandValues(transport.Output{}, false)}
+	// What earlier tasks of this check will have made counts, not what is there now.
+	if e, _, pending := pendingPath(host, creates); pending && creates != "" {
+		if e.kind != "" {
+			return idle, false, nil
+		}
+		creates = ""
+	}
+	if e, _, pending := pendingPath(host, removes); pending && removes != "" {
+		if e.kind == "" {
+			return idle, false, nil
+		}
+		removes = ""
+	}
+	script, chdir := probeScript, c.Chdir
+	if e, _, pending := pendingPath(host, chdir); pending && chdir != "" && e.kind == "directory" {
+		chdir = ""
+	}
+	out, err := host.Run(ctx, transport.Cmd{Script: script, Env: map[string]string{
+		"RB_CHDIR": chdir, "RB_CREATES": creates, "RB_REMOVES": removes, "RB_UNLESS": c.Unless, "RB_ONLYIF": c.OnlyIf,
+	}})
+	if err != nil {
+		return module.Plan{}, false, fmt.Errorf("cannot probe: %w", err)
+	}
+	// creates and removes that a command or a package may yet decide, and scripts that read what is still to be changed.
+	task, pending := "", false
+	if c.Creates+c.Removes != "" {
+		task, pending = mayBring(host)
+	}
+	if c.Unless+c.OnlyIf != "" && !pending {
+		task = hangs(host, c.Reads)
+	}
+	if task != "" {
+		return module.Plan{Unknown: "it hangs on what " + yetToRun(task), Hangs: task, Pending: true, Effects: c.effects()}, false, nil
+	}
+	return idle, len(out.Stdout) == 0, nil
+}
+
+// effects are what is known of what the command changes; none if it may be anything.
+func (c *command) effects() []module.Effect {
+	var list []module.Effect
+	for _, file := range c.Writes {
+		kind := "file"
+		if strings.HasSuffix(file, "/") {
+			kind = "directory"
+		}
+		list = append(list, fileEffect(file, pathEffect{kind: kind}))
+	}
+	return list
 }
 
 // Apply runs the command.

@@ -26,7 +26,7 @@ type copyFile struct {
 	// File beside the runbook whose content is written.
 	Src module.Content `yaml:"src"`
 	// Text to write, instead of src. A secret is never shown.
-	Content any `yaml:"content"`
+	Content any `yaml:"content" late:"true"`
 	// Path of the file on the host. With a final / it is a directory, and the file in it is named like src.
 	Dest string `yaml:"dest" required:"true"`
 	// Replace a file that is there with other content. With false, only a missing file is written.
@@ -79,7 +79,7 @@ func (c *copyFile) content() content {
 	if data == nil {
 		data = []byte{}
 	}
-	return content{path: c.dest(), attrs: c.written, whole: data, secret: isSecret, keep: !c.Force}
+	return content{path: c.dest(), attrs: c.written, whole: data, secret: isSecret, keep: !c.Force, late: "content"}
 }
 
 // Check compares the content, mode and owner.

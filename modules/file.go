@@ -295,6 +295,7 @@ func (f *file) Check(ctx context.Context, host *module.Host) (module.Plan, error
 	if err != nil {
 		return module.Plan{}, err
 	}
+	f.foresee(host, &l)
 	change, err := f.decide(l)
 	if err != nil {
 		return module.Plan{}, err
@@ -315,7 +316,53 @@ func (f *file) Check(ctx context.Context, host *module.Host) (module.Plan, error
 	if len(plan.Changes) > 0 && l.unknown != "" {
 		return module.Plan{}, fmt.Errorf("cannot set the owner of %s: %s", f.Path, l.unknown)
 	}
+	plan.Effects = []module.Effect{fileEffect(f.Path, f.effect(host, l))}
 	return plan, nil
+}
+
+// foresee adds what earlier tasks of this check will have made.
+func (f *file) foresee(host *module.Host, l *looked) {
+	if e, _, pending := pendingPath(host, f.Path); pending {
+		l.FileInfo = e.after(l.FileInfo)
+		l.full, l.problem, l.before, l.after, l.Target = l.full && e.kind == "directory", "", "", "", string(e.content)
+		if e.kind == "directory" {
+			inside, _ := host.Effects.Find(func(one module.Effect) bool {
+				return one.Kind == pathKind && strings.HasPrefix(one.Name, path.Clean(f.Path)+"/")
+			})
+			l.full = l.full || inside.Value != nil && inside.Value.(pathEffect).kind != ""
+		}
+	}
+	if strings.HasPrefix(l.problem, noDirectory) && pendingDir(host, path.Dir(path.Clean(f.Path))) {
+		l.problem = ""
+	}
+	src := f.Src
+	if src != "" && !path.IsAbs(src) {
+		src = path.Join(path.Dir(f.Path), src)
+	}
+	if e, _, pending := pendingPath(host, src); pending && src != "" {
+		l.dangles = e.kind == ""
+	}
+	if _, pending := mayBring(host); pending {
+		l.unknown = ""
+	}
+}
+
+// effect is what the path will be.
+func (f *file) effect(host *module.Host, l looked) pathEffect {
+	switch f.State {
+	case "absent":
+		return pathEffect{}
+	case "link":
+		return pathEffect{kind: "link", content: []byte(f.Src), known: true}
+	case "directory":
+		return pathEffect{kind: "directory", owned: f.owned}
+	}
+	e, _, pending := pendingPath(host, f.Path)
+	if !pending {
+		e = pathEffect{known: !l.Exists()}
+	}
+	e.kind, e.owned = "file", owned{Mode: f.Mode, Owner: cmp.Or(f.Owner, e.Owner), Group: cmp.Or(f.Group, e.Group)}
+	return e
 }
 
 // decide says what has to be made or removed at the path itself.

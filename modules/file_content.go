@@ -53,6 +53,8 @@ type content struct {
 	missing missing
 	// keep leaves a file that is there as it is.
 	keep bool
+	// late is the argument that the content comes from, "" if it is always known.
+	late string
 }
 
 type missing int
@@ -76,6 +78,12 @@ func (c content) check(ctx context.Context, host *module.Host) (module.Plan, err
 	if err != nil {
 		return module.Plan{}, err
 	}
+	if e, by, pending := pendingPath(host, st.path); pending {
+		if e.kind == "file" && !e.known && !c.keep {
+			return module.Plan{Unknown: yetToRun(by.Task), Hangs: by.Task, Pending: true}, nil
+		}
+		st.info, old = e.after(st.info), e.content
+	}
 	if st.info.Exists() && st.info.Kind != "file" {
 		return module.Plan{}, fmt.Errorf("cannot write %s: it is a %s", st.path, st.info.Kind)
 	}
@@ -84,6 +92,9 @@ func (c content) check(ctx context.Context, host *module.Host) (module.Plan, err
 			return module.Plan{Values: module.Values{"path": c.path, "sha256": ""}}, nil
 		}
 		return module.Plan{}, fmt.Errorf("cannot edit %s: there is no such file (create: true makes it)", c.path)
+	}
+	if why, late := host.Late[c.late]; late {
+		return c.checkLate(st, why)
 	}
 	if c.keep && st.info.Exists() {
 		st.content = c.whole
@@ -101,8 +112,26 @@ func (c content) check(ctx context.Context, host *module.Host) (module.Plan, err
 			return module.Plan{}, err
 		}
 	}
+	known := !c.keep || !st.info.Exists()
+	plan.Effects = []module.Effect{fileEffect(st.path, pathEffect{kind: "file", content: st.content, known: known, owned: c.attrs.owned})}
 	plan.State = st
 	plan.Values = module.Values{"path": c.path, "sha256": c.sum(st)}
+	return plan, nil
+}
+
+// checkLate is check while it is not known yet what the content has to be: a file that is not there is written all the same.
+func (c content) checkLate(st contentState, why string) (module.Plan, error) {
+	plan := module.Plan{Pending: true, Effects: []module.Effect{fileEffect(st.path, pathEffect{kind: "file", owned: c.attrs.owned})}}
+	switch {
+	case c.keep && st.info.Exists():
+		plan.Effects = nil
+		plan.Changes = c.attrs.diff(c.path, st.info)
+	case st.info.Exists():
+		plan.Unknown = why
+		plan.Changes = c.attrs.diff(c.path, st.info)
+	default:
+		plan.Changes = append([]module.Change{{What: "create " + c.path, After: "(content not known yet: " + why + ")"}}, c.attrs.diff(c.path, st.info)...)
+	}
 	return plan, nil
 }
 
@@ -148,8 +177,11 @@ func (c content) read(ctx context.Context, host *module.Host) (st contentState, 
 		default:
 			st.info, old, err = readHead(ctx, r, st.path)
 		}
-		if r.refused != nil {
+		if r.refused != nil && !willHold(host, st.path, r.refused) {
 			return st, nil, r.refused
+		}
+		if r.refused != nil {
+			err = nil // it is missing, as the directory is
 		}
 		if err != nil || st.info.Kind != "link" {
 			return st, old, err
@@ -268,7 +300,25 @@ type asking struct {
 	*module.Host
 	file    string // "": nothing is asked
 	owned   owned
-	refused error
+	refused error // refusedError
+}
+
+// refusedError says why a file cannot be written.
+type refusedError struct{ file, why string }
+
+func (e *refusedError) Error() string { return fmt.Sprintf("cannot write %s: %s", e.file, e.why) }
+
+// willHold reports whether what stands in the way of writing a file will have been mended by earlier tasks of this check.
+func willHold(host *module.Host, file string, refused error) bool {
+	var r *refusedError
+	if !errors.As(refused, &r) {
+		return false
+	}
+	if strings.HasPrefix(r.why, noDirectory) {
+		return pendingDir(host, path.Dir(file))
+	}
+	_, pending := mayBring(host)
+	return pending && strings.HasPrefix(r.why, "there is no ")
 }
 
 // refusedCode is the exit status that tells the answer from an error of the command.
@@ -281,7 +331,7 @@ func (a *asking) Run(ctx context.Context, c transport.Cmd) (transport.Output, er
 	}
 	out, err := a.Host.Run(ctx, c)
 	if exit := (*transport.ExitError)(nil); a.file != "" && errors.As(err, &exit) && exit.Output.Code == refusedCode {
-		a.refused = fmt.Errorf("cannot write %s: %s", a.file, strings.TrimSpace(string(exit.Output.Stderr)))
+		a.refused = &refusedError{a.file, strings.TrimSpace(string(exit.Output.Stderr))}
 	}
 	return out, err
 }
@@ -292,12 +342,16 @@ func canHold(ctx context.Context, host *module.Host, file string, o owned) error
 		"RB_DIR": path.Dir(file), "RB_OWNER": o.Owner, "RB_GROUP": o.Group,
 	}})
 	if exit := (*transport.ExitError)(nil); errors.As(err, &exit) {
-		return fmt.Errorf("cannot write %s: %s", file, strings.TrimSpace(string(exit.Output.Stderr)))
+		if err = (&refusedError{file, strings.TrimSpace(string(exit.Output.Stderr))}); willHold(host, file, err) {
+			err = nil
+		}
 	}
 	return err
 }
 
-const canHoldScript = knownScript + `[ -d "$RB_DIR" ] || { [ -e "$RB_DIR" ] && fail "$RB_DIR is not a directory"; fail "there is no directory $RB_DIR"; }
+const noDirectory = "there is no directory "
+
+const canHoldScript = knownScript + `[ -d "$RB_DIR" ] || { [ -e "$RB_DIR" ] && fail "$RB_DIR is not a directory"; fail "` + noDirectory + `$RB_DIR"; }
 `
 
 // contentReturns documents the values of the modules that write content.

@@ -392,6 +392,7 @@ type iptPlan struct {
 	version  string
 	expect   string // the rules that Check saw in the chain, or in the table if all chains are flushed
 	commands string // for iptables-restore --noflush, "" if the live rules are right
+	after    string // all live rules as iptables-save prints them then
 	file     string // "" if the file is right
 	content  string
 }
@@ -417,6 +418,7 @@ func (m *iptables) Check(ctx context.Context, host *module.Host) (module.Plan, e
 		return module.Plan{}, fmt.Errorf("cannot read the packet filter: %w", err)
 	}
 	sections := iptSections(string(out.Stdout))
+	foreseeRules(host, versions, sections)
 	plan := module.Plan{Values: module.Values{"position": 0, "rules": []any{}, "files": []any{}}}
 	var todo []iptPlan
 	for _, v := range versions {
@@ -427,9 +429,27 @@ func (m *iptables) Check(ctx context.Context, host *module.Host) (module.Plan, e
 		if one.commands != "" || one.file != "" {
 			todo = append(todo, one)
 		}
+		if one.commands != "" {
+			plan.Effects = append(plan.Effects, module.Effect{Kind: rulesKind, Name: v, Value: one.after})
+		}
+		if one.file != "" {
+			plan.Effects = append(plan.Effects, fileEffect(one.file, pathEffect{kind: "file", content: []byte(one.content), known: true}))
+		}
 	}
 	plan.State = iptState{todo, iptVersion(sections["version"])}
 	return plan, nil
+}
+
+// foreseeRules puts the rules that earlier tasks of this check will have made in the place of those that are there now.
+func foreseeRules(host *module.Host, versions []string, sections map[string]string) {
+	for _, v := range versions {
+		if e, pending := host.Effects.Last(rulesKind, v); pending {
+			sections["live"+v] = e.Value.(string)
+		}
+		if e, _, pending := pendingPath(host, strings.TrimSpace(sections["boot"+v])); pending && e.kind == "file" && e.known {
+			sections["file"+v] = string(e.content)
+		}
+	}
 }
 
 type iptState struct {
@@ -521,11 +541,26 @@ func (m *iptables) checkVersion(plan *module.Plan, v string, sections map[string
 	if commands.Len() > 0 {
 		do.expect = expect.String()
 		do.commands = "*" + m.Table + "\n" + commands.String() + "COMMIT\n"
+		if do.after, err = m.applied(text, edits, old, v == "6"); err != nil {
+			return do, err
+		}
 	}
 	if m.Persist == "none" {
 		return do, nil
 	}
 	return do, m.checkFile(plan, &do, live, edits, rule, old, sections)
+}
+
+// applied is the text of all rules after some edits.
+func (m *iptables) applied(text string, edits map[string]iptEdit, old, v6 bool) (string, error) {
+	for _, name := range sortedKeys(edits) {
+		rules, err := parseIptSave(text, v6)
+		if err != nil {
+			return "", err
+		}
+		text = rules.apply(m.Table, name, edits[name], old)
+	}
+	return text, nil
 }
 
 // resolved is the declared rule with the numbers of the users that it names.
@@ -575,13 +610,9 @@ func (m *iptables) checkFile(plan *module.Plan, do *iptPlan, live *iptSave, edit
 		if m.State == "absent" || m.Flush {
 			return nil // what is not there is not loaded
 		}
-		after = live.fresh()
-		for name, edit := range edits {
-			saved, err := parseIptSave(after, do.version == "6")
-			if err != nil {
-				return err
-			}
-			after = saved.apply(m.Table, name, edit, old)
+		var err error
+		if after, err = m.applied(live.fresh(), edits, old, do.version == "6"); err != nil {
+			return err
 		}
 	} else {
 		saved, err := parseIptSave(before, do.version == "6")

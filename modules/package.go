@@ -287,6 +287,10 @@ func (p *packages) Check(ctx context.Context, host *module.Host) (module.Plan, e
 	if err != nil {
 		return module.Plan{}, err
 	}
+	names, task := p.outstanding(host, names)
+	if len(names) == 0 {
+		return module.Plan{Values: module.Values{}, Hangs: task}, nil
+	}
 	script := strings.Replace(packageCheckScript, "shift 4\n", "shift 4\n"+p.chooseFlags(), 1)
 	out, err := hostScript(ctx, host, script, append([]string{p.Use, p.State, p.repos(), ""}, names...)...)
 	if err != nil {
@@ -319,8 +323,30 @@ func (p *packages) Check(ctx context.Context, host *module.Host) (module.Plan, e
 	}
 	plan.Values["packages"] = do.changed
 	plan.Pending = len(plan.Changes) > 0 || plan.Unknown != ""
+	plan.Effects = packageEffects(plan.Changes)
 	plan.State = do
 	return plan, nil
+}
+
+// outstanding are the packages that no earlier task of this check will have brought or removed; task is one that will have the others.
+func (p *packages) outstanding(host *module.Host, names []string) (left []string, task string) {
+	for _, name := range names {
+		if e, pending := host.Effects.Last(packageKind, name); pending && e.Value == (p.State != "absent") {
+			task = e.Task
+			continue
+		}
+		left = append(left, name)
+	}
+	return left, task
+}
+
+func packageEffects(changes []module.Change) []module.Effect {
+	var list []module.Effect
+	for _, c := range changes {
+		verb, name, _ := strings.Cut(c.What, " ")
+		list = append(list, module.Effect{Kind: packageKind, Name: name, Value: verb != "remove"})
+	}
+	return list
 }
 
 // packageVersions reads lines of name and version.

@@ -140,7 +140,7 @@ started() { # of a process, in seconds since boot
 }
 show() {
 	if [ "$use" = systemd ]; then
-		systemctl show -p Id,LoadState,LoadError,ActiveState,SubState,UnitFileState,MainPID,NRestarts,NeedDaemonReload,Type,RemainAfterExit,CanReload,ConditionResult,Result,ExecMainStatus,ExecMainStartTimestampMonotonic,ActiveEnterTimestampMonotonic,FragmentPath,SourcePath,WantedBy,RequiredBy,TriggeredBy -- "$name"
+		systemctl show -p Id,LoadState,LoadError,ActiveState,SubState,UnitFileState,MainPID,NRestarts,NeedDaemonReload,Type,RemainAfterExit,CanReload,ConditionResult,Result,ExecMainStatus,ExecMainStartTimestampMonotonic,ActiveEnterTimestampMonotonic,InactiveExitTimestampMonotonic,FragmentPath,SourcePath,WantedBy,RequiredBy,TriggeredBy -- "$name"
 		return
 	fi
 	[ -x "$script" ] || { echo LoadState=not-found; return; }
@@ -295,16 +295,20 @@ func (s *service) Check(ctx context.Context, host *module.Host) (module.Plan, er
 		return module.Plan{}, fmt.Errorf("neither systemd nor scripts in /etc/init.d manage services here: found %s", strings.TrimSpace(found))
 	}
 	plan := module.Plan{}
+	if task := s.foresee(host, &f); task != "" {
+		return module.Plan{Unknown: yetToRun(task) + ", which may start it, or not", Hangs: task, Pending: true}, nil
+	}
 	var ops []string
 	add := func(op, what, before, after string) {
 		ops = append(ops, op)
-		plan.Changes = append(plan.Changes, module.Change{What: what + " " + s.Name, Before: before, After: after})
+		plan.Changes = append(plan.Changes, module.Change{What: what + " " + s.Name, Before: before, After: after, Outage: f.outage(op)})
 	}
 	known := true
 	switch load := f.props["LoadState"]; {
 	case load == "not-found" && f.props["initscript"] == "yes" && s.DaemonReload:
 		known = false
 		add("daemon-reload", "read the unit files again for", "no unit", "the unit of /etc/init.d/"+strings.TrimSuffix(s.Name, ".service"))
+	case load == "not-found" && f.systemd() && s.Masked == true:
 	case load == "not-found" && f.systemd():
 		return plan, fmt.Errorf("no unit %s", f.unit(s.Name))
 	case load == "not-found":
@@ -317,13 +321,14 @@ func (s *service) Check(ctx context.Context, host *module.Host) (module.Plan, er
 	if err := s.checkBoot(f, known, add); err != nil {
 		return plan, err
 	}
-	if err := s.checkState(f, add); err != nil {
+	if err := s.checkState(host, f, add); err != nil {
 		return plan, err
 	}
 	plan.Values = f.values()
 	plan.Act = s.State == "restarted" || s.State == "reloaded"
 	plan.Pending = len(plan.Changes) > 0
 	slices.SortFunc(ops, func(a, b string) int { return slices.Index(serviceOps, a) - slices.Index(serviceOps, b) })
+	plan.Effects = f.effects(s.Name, ops)
 	plan.State = ops
 	return plan, nil
 }
@@ -379,7 +384,7 @@ func (s *service) checkBoot(f serviceFacts, known bool, add func(op, what, befor
 }
 
 // checkState compares what was declared about now.
-func (s *service) checkState(f serviceFacts, add func(op, what, before, after string)) error {
+func (s *service) checkState(host *module.Host, f serviceFacts, add func(op, what, before, after string)) error {
 	active, _ := f.state()
 	switch s.State {
 	case "started", "running":
@@ -394,7 +399,7 @@ func (s *service) checkState(f serviceFacts, add func(op, what, before, after st
 			add(op, op, f.describe(), s.State)
 			return nil
 		}
-		stale, err := s.stale(f)
+		stale, err := s.stale(host, f)
 		if err != nil {
 			return err
 		}
@@ -402,7 +407,7 @@ func (s *service) checkState(f serviceFacts, add func(op, what, before, after st
 			add("restart", "restart", "started before "+stale+" changed", s.State)
 		}
 	case "stopped":
-		if active != "inactive" && active != "failed" {
+		if active != "inactive" && active != "failed" && active != "" {
 			add("stop", "stop", f.describe(), "stopped")
 		}
 	case "restarted":
@@ -421,12 +426,23 @@ func (s *service) checkState(f serviceFacts, add func(op, what, before, after st
 }
 
 // stale is a file that changed after the main process started, "" if there is none.
-func (s *service) stale(f serviceFacts) (string, error) {
+func (s *service) stale(host *module.Host, f serviceFacts) (string, error) {
 	if len(s.RestartIf) == 0 {
 		return "", nil
 	}
-	if len(f.gone) > 0 {
-		return "", fmt.Errorf("restart_if: no file %s", f.gone[0])
+	started := f.pendingStart(host, s.Name)
+	for _, file := range s.RestartIf {
+		if _, by, pending := pendingPath(host, file); pending && by.Order > started {
+			return file, nil
+		}
+	}
+	for _, file := range f.gone {
+		if e, _, pending := pendingPath(host, file); !pending || e.kind == "" {
+			return "", fmt.Errorf("restart_if: no file %s", file)
+		}
+	}
+	if started > 0 {
+		return "", nil
 	}
 	start := f.startTime()
 	if start == 0 {

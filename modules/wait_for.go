@@ -21,7 +21,8 @@ func init() {
 
 // waitFor waits until a port answers or no longer does, or until a path appears or goes.
 //
-// Ports are tried from the host that the task is for. A check looks once, and tells whether a run would have to wait.
+// Ports are tried from the host that the task is for. A check looks once: what is not so yet is expected if earlier tasks have changes
+// to make, and unknown otherwise. Waiting is no change.
 //
 //	tasks:
 //	  - name: the master's database answers through the tunnel
@@ -185,6 +186,7 @@ func (w *waitFor) Check(ctx context.Context, host *module.Host) (module.Plan, er
 	plan := module.Plan{Values: module.Values{"elapsed": 0.0}}
 	if now != "" {
 		plan.Changes = []module.Change{{What: "wait for " + w.subject(), Before: now, After: w.goal()}}
+		plan.Wait = true
 	}
 	return plan, nil
 }

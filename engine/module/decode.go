@@ -21,6 +21,7 @@ type Field struct {
 	Choices  []string
 	Secret   bool // its value is never shown
 	Short    bool // it takes a scalar or list that is given instead of a mapping
+	Late     bool // Check can do without its value where that is not known before a run
 	Default  any  // as the constructor sets it; nil where that is the type's zero value
 	GoType   reflect.Type
 
@@ -51,6 +52,7 @@ func fieldsOf(v reflect.Value, index []int) []Field {
 			Required: sf.Tag.Get("required") == "true",
 			Secret:   sf.Tag.Get("secret") == "true" || sf.Type == secretType,
 			Short:    sf.Tag.Get("short") == "true",
+			Late:     sf.Tag.Get("late") == "true",
 			GoType:   sf.Type,
 			index:    at,
 		}

@@ -27,6 +27,12 @@ type Host struct {
 	ProgressFunc func(text string)
 	// Secrets knows the run's secrets: a command whose arguments or environment hold one is refused. Set by the engine.
 	Secrets *secret.Masker
+	// Effects are what earlier tasks of this check will have made of the host. Set by the engine; a run has none.
+	Effects Effects
+	// Late says why the value of an argument that is tagged late is not known yet. Set by the engine; a run has none.
+	Late map[string]string
+	// Awaited is a task of this check, on whatever host, whose change has not been made; "" in a run. Set by the engine.
+	Awaited string
 	// SentFunc is called once, when the first command has its place in the host's queue. Set by the engine.
 	SentFunc func()
 }

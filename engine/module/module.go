@@ -7,7 +7,8 @@
 //
 // A field is an argument when it has a yaml tag. Its comment is its help, its value in the constructor its default.
 // Further tags: required:"true", choices:"a,b,c", secret:"true" (implied by the type secret.Secret), short:"true" (the field that
-// a scalar or list given instead of a mapping is for). Decode lists the types that fields may have.
+// a scalar or list given instead of a mapping is for), late:"true" (Check can do without its value where an earlier task of the same
+// check has yet to find it: see Host.Late). Decode lists the types that fields may have.
 package module
 
 import (
@@ -56,10 +57,18 @@ type Plan struct {
 	State any
 	// Act says that the change is an act, such as a restart, rather than a state: no second Check follows its Apply.
 	Act bool
+	// Wait says that Apply only waits until the changes have come about by themselves.
+	Wait bool
 	// Pending says that Values are placeholders until Apply has run: in check mode they are unknown to later tasks.
 	Pending bool
+	// Effects are what Changes would make of things on the host that other modules look at. A plan with changes and without
+	// effects may touch anything.
+	Effects []Effect
+	// Hangs names the task of this check on whose effect Values or Unknown hang, "" if on none.
+	Hangs string
 }
 
 // Change is one difference between the host and what was declared. Before and After are whole texts when a diff
 // makes sense (file contents, rule lists), else short values; secrets are masked by value wherever they are shown.
-type Change struct{ What, Before, After string }
+// Outage says how long a service that answers now will not, "" if none is interrupted.
+type Change struct{ What, Before, After, Outage string }

@@ -65,7 +65,7 @@ type Result struct {
 	Attempts    int      `json:"attempts,omitempty"`    // more than one: of until
 	Ignored     bool     `json:"ignored,omitempty"`     // failed, and ignore_errors says to go on
 	Rescued     bool     `json:"rescued,omitempty"`     // failed inside a block that has a rescue
-	Provisional bool     `json:"provisional,omitempty"` // check mode: hangs on a change that is still pending
+	HangsOn     string   `json:"hangs_on,omitempty"`    // check mode: an earlier task whose change has not been made, so that this verdict is provisional
 	Warnings    []string `json:"warnings,omitempty"`
 }
 
@@ -74,6 +74,7 @@ type Change struct {
 	What   string `json:"what"`
 	Before string `json:"before,omitempty"`
 	After  string `json:"after,omitempty"`
+	Outage string `json:"outage,omitempty"` // how long a service that answers now will not
 }
 
 // Total is one host's line in the closing table.

@@ -156,8 +156,8 @@ func (t *Text) result(p *page, e Event, r Result) {
 		}
 	}
 	var notes []string
-	if r.Provisional {
-		notes = append(notes, "as far as can be told: an earlier change is pending")
+	if r.HangsOn != "" && r.Status != Unknown {
+		notes = append(notes, fmt.Sprintf("hangs on %q", Clean(r.HangsOn)))
 	}
 	if r.Attempts > 1 {
 		notes = append(notes, fmt.Sprintf("after %d attempts", r.Attempts))

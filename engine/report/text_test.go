@@ -48,9 +48,9 @@ func end(host, task string, r Result) Event {
 const hostile = "\x1b[2J\x1b]52;c;cm0gLXJm\x07\rok\u202etxt.exe\u009b31m\xff\x00"
 
 func sampleRun(check bool) []Event {
-	changed := Changed
+	changed, hangs := Changed, ""
 	if check {
-		changed = WouldChange
+		changed, hangs = WouldChange, "Write stunnel.conf"
 	}
 	conf := end("voms1", "Write stunnel.conf", Result{Status: changed, Changes: []Change{
 		{What: "content of /etc/stunnel/stunnel.conf", Before: "cert = a\nkey = b\nverify = 0\n[mysql]\n", After: "cert = a\nkey = b\nverify = 2\n[mysql]\nclient = yes\n"},
@@ -59,7 +59,7 @@ func sampleRun(check bool) []Event {
 	failed := end("voms2", "Start stunnel", Result{Status: Failed, Msg: "exit status 1: cannot bind\nport 3307 is taken by " + hostile + "\n", Attempts: 3, Seconds: 61})
 	failed.Why = "replication needs the tunnel"
 	ignored := end("voms1", "Look for an old dump", Result{Status: Failed, Ignored: true, Msg: "no such file"})
-	item := end("voms1", "Create databases", Result{Status: changed, Changes: []Change{{What: "database"}}, Provisional: check})
+	item := end("voms1", "Create databases", Result{Status: changed, Changes: []Change{{What: "database"}}, HangsOn: hangs})
 	item.Item = "DB_1"
 	handler := end("voms1", "Restart stunnel", Result{Status: changed, Changes: []Change{{What: "restart"}}, Seconds: 12.3})
 	handler.Handler = true
