@@ -309,7 +309,7 @@ func (p *playRun) predict(t *task, m module.Module, target *hostRun, reached *re
 		out.notRun = true
 		out.result = report.Result{Status: report.OK, Because: "declared to change nothing; not run in check mode", HangsOn: out.result.HangsOn}
 	} else {
-		target.setPending(name, plan.Effects)
+		target.setPending(name, plan.Effects, plan.Unknown != "" || target.doubt != "")
 	}
 	yetToRun := vars.Unknown{Because: hasYetToRun(name)}
 	if plan.Pending || plan.Unknown != "" {
@@ -545,14 +545,14 @@ func (h *hostRun) pendingTask() string {
 }
 
 // setPending notes what a task would make of the host: anything, if its module does not say what.
-func (h *hostRun) setPending(task string, effects []module.Effect) {
+func (h *hostRun) setPending(task string, effects []module.Effect, maybe bool) {
 	if len(effects) == 0 {
 		effects = []module.Effect{{Kind: module.Anything}}
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, e := range effects {
-		e.Task, e.Order = task, len(h.effects)+1
+		e.Maybe, e.Task, e.Order = maybe, task, len(h.effects)+1
 		h.effects = append(h.effects, e)
 	}
 }

@@ -139,23 +139,26 @@ func (c *command) Check(ctx context.Context, host *module.Host) (module.Plan, er
 
 // probe finds whether the command is to run.
 func (c *command) probe(ctx context.Context, host *module.Host) (plan module.Plan, needed bool, err error) {
+	if doubt := inDoubt(host, pathKind, c.Creates, c.Removes); doubt != nil {
+		return *doubt, false, nil
+	}
 	creates, removes := c.Creates, c.Removes
 	idle := module.Plan{Values: commandValues(transport.Output{}, false)}
 	// What earlier tasks of this check will have made counts, not what is there now.
-	if e, _, pending := pendingPath(host, creates); pending && creates != "" {
+	if e, _, pending := pendingPath(host, creates); pending {
 		if e.kind != "" {
 			return idle, false, nil
 		}
 		creates = ""
 	}
-	if e, _, pending := pendingPath(host, removes); pending && removes != "" {
+	if e, _, pending := pendingPath(host, removes); pending {
 		if e.kind == "" {
 			return idle, false, nil
 		}
 		removes = ""
 	}
 	script, chdir := probeScript, c.Chdir
-	if e, _, pending := pendingPath(host, chdir); pending && chdir != "" && e.kind == "directory" {
+	if e, _, pending := pendingPath(host, chdir); pending && e.kind == "directory" {
 		chdir = ""
 	}
 	out, err := host.Run(ctx, transport.Cmd{Script: script, Env: map[string]string{

@@ -295,6 +295,9 @@ func (f *file) Check(ctx context.Context, host *module.Host) (module.Plan, error
 	if err != nil {
 		return module.Plan{}, err
 	}
+	if plan := inDoubt(host, pathKind, f.Path); plan != nil {
+		return *plan, nil
+	}
 	f.foresee(host, &l)
 	change, err := f.decide(l)
 	if err != nil {
@@ -339,7 +342,7 @@ func (f *file) foresee(host *module.Host, l *looked) {
 	if src != "" && !path.IsAbs(src) {
 		src = path.Join(path.Dir(f.Path), src)
 	}
-	if e, _, pending := pendingPath(host, src); pending && src != "" {
+	if e, _, pending := pendingPath(host, src); pending {
 		l.dangles = e.kind == ""
 	}
 	if _, pending := mayBring(host); pending {

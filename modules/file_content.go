@@ -78,6 +78,9 @@ func (c content) check(ctx context.Context, host *module.Host) (module.Plan, err
 	if err != nil {
 		return module.Plan{}, err
 	}
+	if plan := inDoubt(host, pathKind, st.path); plan != nil {
+		return *plan, nil
+	}
 	if e, by, pending := pendingPath(host, st.path); pending {
 		if e.kind == "file" && !e.known && !c.keep {
 			return module.Plan{Unknown: yetToRun(by.Task), Hangs: by.Task, Pending: true}, nil

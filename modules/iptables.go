@@ -418,6 +418,9 @@ func (m *iptables) Check(ctx context.Context, host *module.Host) (module.Plan, e
 		return module.Plan{}, fmt.Errorf("cannot read the packet filter: %w", err)
 	}
 	sections := iptSections(string(out.Stdout))
+	if doubt := inDoubt(host, rulesKind, versions...); doubt != nil {
+		return *doubt, nil
+	}
 	foreseeRules(host, versions, sections)
 	plan := module.Plan{Values: module.Values{"position": 0, "rules": []any{}, "files": []any{}}}
 	var todo []iptPlan

@@ -287,6 +287,9 @@ func (p *packages) Check(ctx context.Context, host *module.Host) (module.Plan, e
 	if err != nil {
 		return module.Plan{}, err
 	}
+	if doubt := inDoubt(host, packageKind, names...); doubt != nil {
+		return *doubt, nil
+	}
 	names, task := p.outstanding(host, names)
 	if len(names) == 0 {
 		return module.Plan{Values: module.Values{}, Hangs: task}, nil

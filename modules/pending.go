@@ -55,6 +55,9 @@ func fileEffect(file string, e pathEffect) module.Effect {
 
 // pendingPath is what earlier tasks of this check will have made of a path: of itself, of the directories above it, or by removing one of these.
 func pendingPath(host *module.Host, file string) (e pathEffect, by module.Effect, pending bool) {
+	if file == "" {
+		return e, by, false
+	}
 	file = path.Clean(file)
 	by, pending = host.Effects.Find(func(one module.Effect) bool {
 		if one.Kind != pathKind {
@@ -109,6 +112,20 @@ func hangs(host *module.Host, reads []string) string {
 		return false
 	})
 	return e.Task
+}
+
+// inDoubt is the plan where it is not known what an earlier task of this check will have made of a thing that the task is about; nil if it is.
+func inDoubt(host *module.Host, kind string, names ...string) *module.Plan {
+	for _, name := range names {
+		e, pending := host.Effects.Last(kind, name)
+		if kind == pathKind {
+			_, e, pending = pendingPath(host, name)
+		}
+		if pending && e.Maybe {
+			return &module.Plan{Unknown: yetToRun(e.Task), Hangs: e.Task, Pending: true}
+		}
+	}
+	return nil
 }
 
 func yetToRun(task string) string { return fmt.Sprintf("%q has yet to run", task) }

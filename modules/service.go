@@ -294,6 +294,9 @@ func (s *service) Check(ctx context.Context, host *module.Host) (module.Plan, er
 	if found, none := f.props["found"]; none {
 		return module.Plan{}, fmt.Errorf("neither systemd nor scripts in /etc/init.d manage services here: found %s", strings.TrimSpace(found))
 	}
+	if doubt := inDoubt(host, unitKind, f.fullName(s.Name)); doubt != nil {
+		return *doubt, nil
+	}
 	plan := module.Plan{}
 	if task := s.foresee(host, &f); task != "" {
 		return module.Plan{Unknown: yetToRun(task) + ", which may start it, or not", Hangs: task, Pending: true}, nil
