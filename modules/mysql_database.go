@@ -78,9 +78,19 @@ func (m *mysqlDatabase) Check(ctx context.Context, host *module.Host) (module.Pl
 	for _, row := range rows.Ordered {
 		have[mysqlText(row[0])] = row
 	}
+	if doubt := inDoubt(host, databaseKind, m.Name...); doubt != nil {
+		return *doubt, nil
+	}
 	plan := module.Plan{Values: m.values()}
 	for _, name := range m.Name {
 		row, there := have[name]
+		if e, pending := host.Effects.Last(databaseKind, name); pending {
+			if e.Value == (m.State != "absent") {
+				continue // an earlier task of this check sees to it
+			}
+			there = false
+		}
+		plan.Effects = append(plan.Effects, module.Effect{Kind: databaseKind, Name: name, Value: m.State != "absent"})
 		switch {
 		case m.State == "absent" && there:
 			plan.Changes = append(plan.Changes, module.Change{What: "drop database " + name, Before: "present", After: "absent"})

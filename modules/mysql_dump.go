@@ -186,6 +186,12 @@ printf 'S %s\n' "$(stat -c '%s %Y' -- "$1")"
 	if err != nil {
 		return module.Plan{}, err
 	}
+	if by, pending := host.Effects.Last(dumpKind, m.Dest); pending && by.Value == m.record() {
+		return module.Plan{Values: m.values(nil), Hangs: by.Task}, nil // an earlier task of this check takes the same one
+	}
+	if on, by := pendingVariable(host, "log_bin"); by != "" && on != "OFF" {
+		vars["log_bin"], record = "ON", nil // no dump from before the server wrote a binary log has coordinates
+	}
 	if m.MasterData && vars["log_bin"] != "ON" {
 		return module.Plan{}, errors.New("cannot take a dump with coordinates: the server writes no binary log (log_bin is off)")
 	}
@@ -198,7 +204,7 @@ printf 'S %s\n' "$(stat -c '%s %Y' -- "$1")"
 		}
 	}
 
-	if err := m.databasesThere(ctx, s); err != nil {
+	if err := m.databasesThere(ctx, host, s); err != nil {
 		return module.Plan{}, err
 	}
 	state := dumpPlan{}
@@ -215,7 +221,7 @@ printf 'S %s\n' "$(stat -c '%s %Y' -- "$1")"
 	}
 	return module.Plan{
 		Changes: []module.Change{{What: fmt.Sprintf("dump %s to %s", strings.Join(m.Databases, ", "), m.Dest), Before: why, After: "a complete dump"}},
-		Values:  m.values(nil), Pending: true, State: state,
+		Values:  m.values(nil), Pending: true, State: state, Effects: m.effects(),
 	}, nil
 }
 
@@ -280,7 +286,26 @@ func (m *mysqlDump) stillFits(ctx context.Context, s *mysqlSession, record *dump
 	return fmt.Sprintf("a dump at %s, which the server no longer has", record.LogFile), nil
 }
 
-func (m *mysqlDump) databasesThere(ctx context.Context, s *mysqlSession) error {
+// dumpKind is the kind of the effect that a dump is taken, by its path.
+const dumpKind = "dump"
+
+// record is what makes two dumps to one path the same.
+func (m *mysqlDump) record() string {
+	databases := slices.Clone(m.Databases)
+	sort.Strings(databases)
+	return strings.Join(databases, ",") + " " + m.options()
+}
+
+// effects are what taking the dump makes of the host.
+func (m *mysqlDump) effects() []module.Effect {
+	effects := []module.Effect{{Kind: dumpKind, Name: m.Dest, Value: m.record()}}
+	for _, file := range []string{m.Dest, m.Dest + ".json"} {
+		effects = append(effects, fileEffect(file, pathEffect{kind: "file", owned: owned{Mode: module.Mode{Set: true, Bits: 0o600}}}))
+	}
+	return effects
+}
+
+func (m *mysqlDump) databasesThere(ctx context.Context, host *module.Host, s *mysqlSession) error {
 	places, args := mysqlPlaces(m.Databases)
 	have, err := s.strings(ctx, "SELECT SCHEMA_NAME FROM information_schema.SCHEMATA WHERE SCHEMA_NAME IN ("+places+")", args...)
 	if err != nil {
@@ -288,7 +313,7 @@ func (m *mysqlDump) databasesThere(ctx context.Context, s *mysqlSession) error {
 	}
 	var missing []string
 	for _, name := range m.Databases {
-		if !slices.Contains(have, name) {
+		if e, pending := host.Effects.Last(databaseKind, name); !slices.Contains(have, name) && (!pending || e.Value != true) {
 			missing = append(missing, name)
 		}
 	}

@@ -38,7 +38,7 @@ type mysqlImport struct {
 	// Databases that the dump holds: all of them, and no others.
 	Databases []string `yaml:"databases" required:"true"`
 	// SHA-256 that the file must have. Default: the one that it has.
-	SHA256 string `yaml:"sha256"`
+	SHA256 string `yaml:"sha256" late:"true"`
 	// Size in bytes that the file must have.
 	Size int `yaml:"size"`
 	// Drop the databases first, whatever they hold. Their data is lost.
@@ -138,6 +138,9 @@ func (s *mysqlSession) importMarks(ctx context.Context, databases []string) (map
 }
 
 func (m *mysqlImport) Check(ctx context.Context, host *module.Host) (module.Plan, error) {
+	if doubt := inDoubt(host, pathKind, m.Src); doubt != nil {
+		return *doubt, nil
+	}
 	s, err := m.open(ctx, host)
 	if err != nil {
 		return module.Plan{}, err
@@ -153,19 +156,20 @@ func (m *mysqlImport) Check(ctx context.Context, host *module.Host) (module.Plan
 	}
 	wanted := strings.ToLower(m.SHA256)
 	there := true
-	if wanted == "" {
+	late := isPending(host, m.Src) || host.Late["sha256"] != "" // it is another dump than any that was imported before
+	if wanted == "" && !late {
 		if wanted, there, err = m.fileSum(ctx, host); err != nil {
 			return module.Plan{}, err
 		}
 	}
-	if there && m.done(wanted, marks, tables) {
+	if there && !late && m.done(wanted, marks, tables) {
 		return module.Plan{Values: m.values(marks[m.Databases[0]], marks)}, nil
 	}
 	if err := m.mayImport(ctx, s, wanted, marks, tables); err != nil {
 		return module.Plan{}, err
 	}
 	plan := module.Plan{Values: m.values(importMark{sha256: wanted}, nil), Pending: true}
-	if m.SHA256 != "" {
+	if m.SHA256 != "" && !late {
 		out, err := hostScript(ctx, host, `[ ! -f "$1" ] || echo there`, m.Src)
 		if err != nil {
 			return module.Plan{}, err
@@ -191,7 +195,9 @@ func (m *mysqlImport) Check(ctx context.Context, host *module.Host) (module.Plan
 			}
 		}
 		plan.Changes = append(plan.Changes, module.Change{What: verb, Before: before, After: "dump " + m.Src})
+		plan.Effects = append(plan.Effects, module.Effect{Kind: databaseKind, Name: name, Value: true})
 	}
+	plan.Effects = append(plan.Effects, sqlEffects...)
 	return plan, nil
 }
 

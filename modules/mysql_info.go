@@ -116,7 +116,7 @@ func (m *mysqlInfo) Check(ctx context.Context, host *module.Host) (module.Plan, 
 			return module.Plan{}, err
 		}
 	}
-	return module.Plan{Values: values}, nil
+	return module.Plan{Values: values, Hangs: sqlHangs(host)}, nil
 }
 
 // isOn reads a switch: MariaDB has more words than ON for read_only.
@@ -280,7 +280,7 @@ func (m *mysqlWaitPosition) Check(ctx context.Context, host *module.Host) (modul
 	if status == nil {
 		return module.Plan{}, errNotReplica
 	}
-	plan := module.Plan{Values: maps.Clone(status.values())}
+	plan := module.Plan{Values: maps.Clone(status.values()), Wait: true}
 	order, ok := comparePositions(status.ExecFile, status.ExecPos, m.SourceLogFile, m.SourceLogPos)
 	if ok && order >= 0 {
 		return plan, nil

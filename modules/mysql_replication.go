@@ -47,9 +47,9 @@ type mysqlReplication struct {
 	// Its password. The server stores it in clear in its own files, and nowhere else.
 	SourcePassword secret.Secret `yaml:"source_password"`
 	// Binary log file to start from, as mysql_dump returns it.
-	SourceLogFile string `yaml:"source_log_file"`
+	SourceLogFile string `yaml:"source_log_file" late:"true"`
 	// Position in that file.
-	SourceLogPos int `yaml:"source_log_pos"`
+	SourceLogPos int `yaml:"source_log_pos" late:"true"`
 	// Start by GTID instead of file and position (MariaDB: slave_pos; MySQL: auto position).
 	AutoPosition bool `yaml:"auto_position"`
 	// Encrypt the connection by the servers' own TLS. Not needed inside a tunnel.
@@ -150,23 +150,37 @@ func (m *mysqlReplication) Check(ctx context.Context, host *module.Host) (module
 	if err != nil {
 		return module.Plan{}, err
 	}
-	plan := module.Plan{Values: status.values()}
+	if doubt := inDoubt(host, replicationKind, m.ConnectionName); doubt != nil {
+		return *doubt, nil
+	}
+	if e, pending := host.Effects.Last(replicationKind, m.ConnectionName); pending && e.Value == m.wish() {
+		return module.Plan{Values: status.values(), Hangs: e.Task}, nil // an earlier task of this check sees to it
+	}
+	plan := module.Plan{Values: status.values(), Effects: []module.Effect{{Kind: replicationKind, Name: m.ConnectionName, Value: m.wish()}}}
 	todo := replicationPlan{}
 	change := func(what, before, after string) {
 		plan.Changes = append(plan.Changes, module.Change{What: what, Before: before, After: after})
 		plan.Pending = true
 	}
 	stopped := status == nil || (status.IORunning == "No" && status.SQLRunning == "No")
-	switch m.State {
-	case "stopped":
+	switch {
+	case m.State == "stopped":
 		if todo.stop = !stopped; todo.stop {
 			change("stop replication", status.state(), "stopped")
 		}
-	case "absent":
+	case m.State == "absent":
 		if status != nil {
 			todo.stop, todo.reset = !stopped, true
 			change("remove replication", status.source(), "not a replica")
 		}
+	case m.connecting(status):
+		// It was started, and tries again and again by itself: a run only has it try at once, and waits.
+		change("wait until replication runs", status.state(), "replicating")
+		todo.stop, todo.start, plan.Wait = true, true, true
+	case host.Late["source_log_file"] != "" && status == nil:
+		change(fmt.Sprintf("replicate from %s@%s:%d, from the place that an earlier task finds", m.SourceUser, m.SourceHost, m.SourcePort), "not configured", "replicating")
+	case host.Late["source_log_file"] != "" && !(status.running() && m.differs(status) == ""):
+		plan.Unknown, plan.Pending = host.Late["source_log_file"], true
 	default:
 		if todo, err = m.wanted(ctx, s, status, change); err != nil {
 			return module.Plan{}, err
@@ -174,6 +188,16 @@ func (m *mysqlReplication) Check(ctx context.Context, host *module.Host) (module
 	}
 	plan.State = todo
 	return plan, nil
+}
+
+// wish is what is declared of the connection, as later tasks of a check recognize it.
+func (m *mysqlReplication) wish() string {
+	return fmt.Sprintf("%s from %s@%s:%d", m.State, m.SourceUser, m.SourceHost, m.SourcePort)
+}
+
+// connecting reports whether a replica is as declared, but for its source, which it does not reach at the moment.
+func (m *mysqlReplication) connecting(r *replicaStatus) bool {
+	return r != nil && r.IORunning == "Connecting" && r.SQLRunning == "Yes" && (r.IOErrno == 0 || replicationUnreachable[r.IOErrno]) && m.differs(r) == "" && m.SourceLogFile == "" && !m.Force
 }
 
 // wanted decides what makes the server replicate.

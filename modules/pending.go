@@ -80,6 +80,12 @@ func pendingPath(host *module.Host, file string) (e pathEffect, by module.Effect
 	return pathEffect{}, by, true
 }
 
+// isPending reports whether an earlier task of this check makes a file.
+func isPending(host *module.Host, file string) bool {
+	e, _, pending := pendingPath(host, file)
+	return pending && e.kind == "file"
+}
+
 // mayBring is a task of this check that may bring files, users and units that nobody can name: the installation of a package, or a command.
 func mayBring(host *module.Host) (task string, pending bool) {
 	e, pending := host.Effects.Find(func(one module.Effect) bool {

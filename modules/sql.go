@@ -156,7 +156,7 @@ func (m *sqlModule) use(ctx context.Context, s *mysqlSession) error {
 
 func (m *sqlModule) Check(ctx context.Context, host *module.Host) (module.Plan, error) {
 	if !m.Read && m.Unless == "" && m.OnlyIf == "" {
-		return module.Plan{Unknown: "an SQL statement without read, unless or onlyif may change anything", Pending: true, Act: true}, nil
+		return module.Plan{Unknown: "an SQL statement without read, unless or onlyif may change anything", Pending: true, Act: true, Effects: sqlEffects}, nil
 	}
 	s, err := m.open(ctx, host)
 	if err != nil {
@@ -167,18 +167,42 @@ func (m *sqlModule) Check(ctx context.Context, host *module.Host) (module.Plan, 
 		if err := m.use(ctx, s); err != nil {
 			return module.Plan{}, err
 		}
-		return m.read(ctx, s)
+		plan, err := m.read(ctx, s)
+		plan.Hangs = sqlHangs(host)
+		return plan, err
+	}
+	// A database that an earlier task of this check makes is empty: what is asked of it, it does not have.
+	if e, pending := host.Effects.Last(databaseKind, m.Database); !pending || e.Value != true || e.Maybe || sqlTouched(host, m.Database) {
+		if task := sqlHangs(host); task != "" {
+			return module.Plan{Unknown: "it hangs on what " + yetToRun(task), Hangs: task, Pending: true, Effects: sqlEffects}, nil
+		}
 	}
 	needed, err := m.needed(ctx, s)
 	if err != nil {
 		return module.Plan{}, err
 	}
-	plan := module.Plan{Values: sqlValues(&mysqlRows{}, 0)}
+	plan := module.Plan{Values: sqlValues(&mysqlRows{}, 0), Effects: sqlEffects}
 	if needed {
 		plan.Changes = []module.Change{{What: "run SQL", After: strings.Join(m.statements(), ";\n")}}
 		plan.Pending = true
 	}
 	return plan, nil
+}
+
+// sqlEffects are what statements make of a server: anything in it.
+var sqlEffects = []module.Effect{{Kind: sqlKind}}
+
+// sqlHangs is a task of this check on whose effect it hangs what a query finds, "" if there is none.
+func sqlHangs(host *module.Host) string {
+	e, _ := host.Effects.Of(sqlKind, databaseKind, accountKind, replicationKind, module.Anything)
+	return e.Task
+}
+
+// sqlTouched reports whether statements, imports or the replication will have put something into a database that is to be made.
+func sqlTouched(host *module.Host, database string) bool {
+	made, _ := host.Effects.Last(databaseKind, database)
+	later, _ := host.Effects.Of(sqlKind, replicationKind, module.Anything)
+	return later.Order > made.Order
 }
 
 func (m *sqlModule) needed(ctx context.Context, s *mysqlSession) (bool, error) {

@@ -42,7 +42,7 @@ type transfer struct {
 	// Absolute path of the file on this host; its directory must exist.
 	Dest string `yaml:"dest" required:"true"`
 	// SHA-256 that the file must have, in hexadecimal. Default: the one that it has at the source.
-	SHA256 string `yaml:"sha256"`
+	SHA256 string `yaml:"sha256" late:"true"`
 	// File mode of dest.
 	Mode module.Mode `yaml:"mode"`
 	// Owner of dest. Default: the task's user for a new file.
@@ -140,6 +140,12 @@ func (m *transfer) Check(ctx context.Context, host *module.Host) (module.Plan, e
 	if peer.Conn == host.Conn {
 		return module.Plan{}, fmt.Errorf("src_host %s is this host itself", m.SrcHost)
 	}
+	if doubt := inDoubt(peer, pathKind, m.Src); doubt != nil {
+		return *doubt, nil
+	}
+	if doubt := inDoubt(host, pathKind, m.Dest); doubt != nil {
+		return *doubt, nil
+	}
 	var src, dest transferEnd
 	var srcErr, destErr error
 	var both sync.WaitGroup
@@ -157,9 +163,18 @@ func (m *transfer) Check(ctx context.Context, host *module.Host) (module.Plan, e
 		return plan, fmt.Errorf("%s is not a regular file", from)
 	case dest.kind == "other":
 		return plan, fmt.Errorf("%s is there and is not a regular file", m.Dest)
+	case isPending(peer, m.Src):
+		// Its content is the earlier task's to make, so all that is known is that it will be sent.
+		plan.Pending, plan.State = true, state
+		plan.Changes = []module.Change{{What: "copy " + from + " to " + m.Dest, After: "what an earlier task makes"}}
+		plan.Effects = []module.Effect{m.effect()}
+		return plan, nil
 	case src.kind != "file":
 		// Whoever makes the file may not have run yet; if it should be there by now, Apply says so.
 		plan.Unknown, plan.Pending, plan.State = fmt.Sprintf("%s is not there yet", from), true, state
+		return plan, nil
+	case host.Late["sha256"] != "":
+		plan.Unknown, plan.Pending, plan.State = host.Late["sha256"], true, state
 		return plan, nil
 	case m.SHA256 != "" && !strings.EqualFold(m.SHA256, src.sha256):
 		return plan, fmt.Errorf("%s has SHA-256 %s, expected %s: it is not the file that is meant, or was changed", from, src.sha256, m.SHA256)
@@ -187,7 +202,12 @@ func (m *transfer) Check(ctx context.Context, host *module.Host) (module.Plan, e
 		attr("group", dest.group, m.Group)
 	}
 	plan.State = state
+	plan.Effects = []module.Effect{m.effect()}
 	return plan, nil
+}
+
+func (m *transfer) effect() module.Effect {
+	return fileEffect(m.Dest, pathEffect{kind: "file", owned: owned{Mode: m.Mode, Owner: m.Owner, Group: m.Group}})
 }
 
 // transferReceive writes standard input to a new file and says what arrived.

@@ -1,0 +1,46 @@
+package modules
+
+import (
+	"strings"
+
+	"runbook/engine/module"
+)
+
+// pendingVariable is the value that a server variable will have once earlier tasks of this check have written option files and
+// restarted the server, and the task of the restart; by is "" if no such file sets it. An option without a value is ON.
+func pendingVariable(host *module.Host, name string) (value, by string) {
+	restart, _ := host.Effects.Find(func(e module.Effect) bool {
+		server := strings.HasPrefix(e.Name, "mariadb") || strings.HasPrefix(e.Name, "mysql")
+		return e.Kind == unitKind && server && e.Value.(unitEffect).started
+	})
+	for _, e := range host.Effects {
+		if e.Kind != pathKind || e.Order > restart.Order || e.Maybe || !strings.HasSuffix(e.Name, ".cnf") {
+			continue
+		}
+		if v, set := optionOf(string(e.Value.(pathEffect).content), name); set {
+			value, by = v, restart.Task
+		}
+	}
+	return value, by
+}
+
+// optionOf is the last value of a server option in the text of an option file.
+func optionOf(text, name string) (value string, set bool) {
+	server := false
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if group, isGroup := strings.CutPrefix(line, "["); isGroup {
+			group = strings.TrimSuffix(group, "]")
+			server = group == "server" || strings.HasPrefix(group, "mysqld") || strings.HasPrefix(group, "mariadb")
+			continue
+		}
+		key, v, hasValue := strings.Cut(line, "=")
+		if !server || strings.ReplaceAll(strings.TrimSpace(key), "-", "_") != name {
+			continue
+		}
+		if value, set = strings.TrimSpace(v), true; !hasValue {
+			value = "ON"
+		}
+	}
+	return value, set
+}
