@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"io/fs"
 	"maps"
 	"os"
@@ -112,6 +113,63 @@ func TestBadParameters(t *testing.T) {
 				t.Errorf("the password is in the message: %v", err)
 			}
 		})
+	}
+}
+
+// TestFamilies: what differs between the families of distributions and of servers is chosen by the books, as testdata/families.golden says.
+func TestFamilies(t *testing.T) {
+	all := modules.All()
+	var got strings.Builder
+	for _, family := range []struct{ os, server string }{{"debian", "mariadb"}, {"debian", "mysql"}, {"rhel", "mariadb"}, {"rhel", "mysql"}} {
+		fmt.Fprintf(&got, "%s, %s\n", family.os, family.server)
+		seen := map[string]string{}
+		for _, name := range books(t) {
+			book, err := spec.Load(runbooks.FS, name, func(name string) bool { return all[name] != nil }, slices.Sorted(maps.Keys(all)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			scope, env := vars.NewScope().With("facts", vars.Any), vars.NewStack()
+			env.Set(vars.Defaults, "facts", vars.Const(map[string]any{"os_family": family.os, "mysql_flavour": family.server, "mysql_version": "8.0.40"}), "the test")
+			for _, param := range book.Params {
+				scope = scope.With(param.Name, vars.Any)
+				env.Set(vars.Defaults, param.Name, vars.Const(nil), "the test")
+			}
+			for _, play := range book.Plays {
+				for _, v := range play.Vars {
+					if !strings.Contains(v.Value.Str, "facts.os_family") {
+						continue
+					}
+					tree, err := vars.CompileText(v.Value.Str, scope)
+					if err != nil {
+						t.Fatalf("%s: %s: %v", name, v.Key, err)
+					}
+					value, err := tree.Eval(env)
+					if err != nil {
+						t.Fatalf("%s: %s: %v", name, v.Key, err)
+					}
+					if before, ok := seen[v.Key]; ok && before != value.(string) {
+						t.Errorf("%s on %s: %s is %v, in another play %s", name, family.os, v.Key, value, before)
+					}
+					seen[v.Key] = value.(string)
+				}
+			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(seen)) {
+			fmt.Fprintf(&got, "  %s = %s\n", name, seen[name])
+		}
+	}
+	const golden = "testdata/families.golden"
+	if *update {
+		if err := os.WriteFile(golden, []byte(got.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got.String()); diff != "" {
+		t.Errorf("-golden +books:\n%s", diff)
 	}
 }
 
