@@ -181,13 +181,16 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 
 func eventually(ts *testscript.TestScript, args []string) error {
 	const patience = 30 * time.Second
-	for deadline := time.Now().Add(patience); ; time.Sleep(200 * time.Millisecond) {
+	for begin := time.Now(); ; time.Sleep(200 * time.Millisecond) {
 		err := perform(ts, args)
 		var usage usageError
 		switch {
-		case err == nil, errors.As(err, &usage):
+		case err == nil:
+			ts.Logf("[after %.1f s]", time.Since(begin).Seconds())
+			return nil
+		case errors.As(err, &usage):
 			return err
-		case time.Now().After(deadline):
+		case time.Since(begin) > patience:
 			return fmt.Errorf("still failing after %v: %w", patience, err)
 		}
 	}
@@ -224,6 +227,8 @@ func labCommand(ts *testscript.TestScript, args []string) error {
 		return s.cert(ts, args)
 	case "watch":
 		return s.watch(args[0], args[1:])
+	case "reboot":
+		return s.reboot(ctx, args)
 	}
 	h := s.lab.Host(args[0])
 	if h == nil {
@@ -244,8 +249,6 @@ func labCommand(ts *testscript.TestScript, args []string) error {
 		return ts.Exec(argv[0], argv[1:]...)
 	case "seed":
 		return h.Seed(ctx)
-	case "reboot":
-		return h.Reboot(ctx)
 	case "stop":
 		return h.Stop(ctx)
 	case "crash":
@@ -298,6 +301,23 @@ func (s *script) up(ctx context.Context, ts *testscript.TestScript, hosts []stri
 		return nil
 	}
 	return os.WriteFile(inventory, []byte(s.lab.Inventory()), 0o644)
+}
+
+// reboot restarts hosts, all at the same time.
+func (s *script) reboot(ctx context.Context, names []string) error {
+	hosts := make([]*lab.Host, len(names))
+	for i, name := range names {
+		if hosts[i] = s.lab.Host(name); hosts[i] == nil {
+			return usageError("lab: there is no host " + name)
+		}
+	}
+	errs := make([]error, len(hosts))
+	var wg sync.WaitGroup
+	for i, h := range hosts {
+		wg.Go(func() { errs[i] = h.Reboot(ctx) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // log makes what a lab says part of a script's log.
@@ -389,12 +409,23 @@ func (s *script) unwatch(ts *testscript.TestScript) error {
 }
 
 func (s *script) cert(ts *testscript.TestScript, args []string) error {
-	if len(args) < 2 || len(args) > 3 || len(args) == 3 && args[2] != "expired" {
-		return usageError("usage: lab cert NAME DIR [expired]")
+	usage := usageError("usage: lab cert NAME DIR [expired|forged]")
+	if len(args) < 2 || len(args) > 3 {
+		return usage
 	}
-	r := lab.Request{Name: args[0], DNS: args[:1]}
+	r := lab.Request{Name: args[0]}
+	if !strings.Contains(r.Name, " ") { // a person otherwise
+		r.DNS = args[:1]
+	}
 	if len(args) == 3 {
-		r.NotAfter = time.Now().Add(-time.Hour)
+		switch args[2] {
+		case "expired":
+			r.NotAfter = time.Now().Add(-time.Hour)
+		case "forged":
+			r.Forged = true
+		default:
+			return usage
+		}
 	}
 	dir := ts.MkAbs(args[1])
 	return s.lab.Issue(r, filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))

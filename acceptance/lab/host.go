@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	_ "embed"
 	"errors"
 	"fmt"
 	"os"
@@ -105,7 +106,10 @@ func (h *Host) make(ctx context.Context) error {
 	if h.Name != "ui" {
 		return nil
 	}
-	// A person works there, with a certificate of her own and no passphrase on its key.
+	// A person works there, with a certificate of her own and no passphrase on its key, and a way to ask for proxies that can be counted on.
+	if err := os.WriteFile(filepath.Join(h.Root(), "usr/local/bin/proxy"), []byte(proxyScript), 0o755); err != nil {
+		return err
+	}
 	globus := filepath.Join(h.Root(), "home", "alice", ".globus")
 	if err := h.lab.Issue(Request{Name: User}, filepath.Join(globus, "usercert.pem"), filepath.Join(globus, "userkey.pem")); err != nil {
 		return err
@@ -117,6 +121,9 @@ func (h *Host) make(ctx context.Context) error {
 	}
 	return nil
 }
+
+//go:embed proxy.sh
+var proxyScript string
 
 // User is the common name of the person whose certificate is in /home/alice/.globus on ui.
 const User = "Alice Researcher"
@@ -178,8 +185,9 @@ func (h *Host) awaitBoot(ctx context.Context, not int) error {
 		if err != nil || pid == not {
 			continue
 		}
-		// "degraded" is a finished boot too: what failed is the caller's to find.
-		out, _ := h.Command(ctx, "systemctl", "is-system-running", "--wait").Output()
+		// "degraded" is a finished boot too: what failed is the caller's to find. Who begins to wait at the wrong moment of a boot
+		// is never told of its end.
+		out, _ := h.Command(ctx, "timeout", "5", "systemctl", "is-system-running", "--wait").Output()
 		if s := strings.TrimSpace(string(out)); s != "running" && s != "degraded" {
 			continue
 		}
@@ -260,7 +268,9 @@ func (h *Host) Command(ctx context.Context, args ...string) *exec.Cmd {
 	if err != nil {
 		return &exec.Cmd{Err: err}
 	}
-	return exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.WaitDelay = time.Second // what dies with ctx is nsenter; its child may live on and hold the pipes
+	return cmd
 }
 
 // Exec runs a program on the host from outside and returns what it printed. Its error holds what it complained about.

@@ -141,6 +141,13 @@ func TestHosts(t *testing.T) {
 		if err == nil || !bytes.Contains(out, []byte("certificate has expired")) {
 			t.Errorf("an expired certificate: %v: %s", err, out)
 		}
+		if err := l.Issue(Request{Name: "voms1.example.org", DNS: []string{"voms1.example.org"}, Forged: true}, cert, key); err != nil {
+			t.Fatal(err)
+		}
+		out, err = exec.Command("openssl", "verify", "-CApath", filepath.Join(l.Dir, "certificates"), cert).CombinedOutput()
+		if err == nil || !bytes.Contains(out, []byte("certificate signature failure")) {
+			t.Errorf("a forged certificate: %v: %s", err, out)
+		}
 	})
 
 	t.Run("databases", func(t *testing.T) {

@@ -36,6 +36,7 @@ type Request struct {
 	Name     string    // common name
 	DNS      []string  // names of the host; none for a person
 	NotAfter time.Time // default: in a year
+	Forged   bool      // signed by somebody who only calls himself the authority
 }
 
 // name returns /DC=org/DC=example/CN=cn.
@@ -150,7 +151,14 @@ func (ca *authority) issue(r Request, certFile, keyFile string) error {
 	if len(r.DNS) > 0 {
 		template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, key.Public(), ca.key)
+	signer, signerKey := *ca.cert, ca.key
+	if r.Forged {
+		if signerKey, err = rsa.GenerateKey(rand.Reader, 2048); err != nil {
+			return err
+		}
+		signer.PublicKey = signerKey.Public()
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, &signer, key.Public(), signerKey)
 	if err != nil {
 		return err
 	}
