@@ -566,6 +566,16 @@ func (m *mysqlUser) Check(ctx context.Context, host *module.Host) (module.Plan, 
 		if err != nil {
 			return module.Plan{}, err
 		}
+		account := m.Name + "@" + from
+		if e, pending := host.Effects.Last(accountKind, account); pending {
+			if e.Maybe || e.Value != m.wish() && len(list) == 0 {
+				return module.Plan{Unknown: yetToRun(e.Task), Hangs: e.Task, Pending: true}, nil
+			}
+			if e.Value == m.wish() {
+				continue // an earlier task of this check sees to it
+			}
+		}
+		plan.Effects = append(plan.Effects, module.Effect{Kind: accountKind, Name: account, Value: m.wish()})
 		steps = append(steps, list...)
 	}
 	for _, step := range steps {
@@ -575,6 +585,11 @@ func (m *mysqlUser) Check(ctx context.Context, host *module.Host) (module.Plan, 
 	}
 	plan.State = steps
 	return plan, nil
+}
+
+// wish is what is declared of the accounts, as later tasks of a check recognize it.
+func (m *mysqlUser) wish() string {
+	return fmt.Sprintf("%s %v %t %s %v %s", m.State, m.Privs, m.Append, m.Plugin, m.Locked, digest([]byte(m.Password.Reveal())))
 }
 
 func (m *mysqlUser) values() module.Values {

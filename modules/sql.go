@@ -168,12 +168,12 @@ func (m *sqlModule) Check(ctx context.Context, host *module.Host) (module.Plan, 
 			return module.Plan{}, err
 		}
 		plan, err := m.read(ctx, s)
-		plan.Hangs = sqlHangs(host)
+		plan.Hangs = m.hangs(host)
 		return plan, err
 	}
 	// A database that an earlier task of this check makes is empty: what is asked of it, it does not have.
 	if e, pending := host.Effects.Last(databaseKind, m.Database); !pending || e.Value != true || e.Maybe || sqlTouched(host, m.Database) {
-		if task := sqlHangs(host); task != "" {
+		if task := m.hangs(host); task != "" {
 			return module.Plan{Unknown: "it hangs on what " + yetToRun(task), Hangs: task, Pending: true, Effects: sqlEffects}, nil
 		}
 	}
@@ -192,9 +192,26 @@ func (m *sqlModule) Check(ctx context.Context, host *module.Host) (module.Plan, 
 // sqlEffects are what statements make of a server: anything in it.
 var sqlEffects = []module.Effect{{Kind: sqlKind}}
 
-// sqlHangs is a task of this check on whose effect it hangs what a query finds, "" if there is none.
+// aboutAccounts fits a query that may look at accounts and what they may do.
+var aboutAccounts = regexp.MustCompile(`(?i)\bmysql\b|grants|privileges|\buser`)
+
+// hangs is a task of this check on whose effect it hangs what the queries of Check find, "" if there is none.
+func (m *sqlModule) hangs(host *module.Host) string {
+	text := m.Unless + m.OnlyIf
+	if m.Read {
+		text = strings.Join(m.statements(), ";")
+	}
+	kinds := []string{sqlKind, databaseKind, replicationKind, module.Anything}
+	if m.Database == "mysql" || aboutAccounts.MatchString(text) {
+		kinds = append(kinds, accountKind)
+	}
+	e, _ := host.Effects.Of(kinds...)
+	return e.Task
+}
+
+// sqlHangs is a task of this check on whose effect it hangs what is in a server, but for its accounts; "" if there is none.
 func sqlHangs(host *module.Host) string {
-	e, _ := host.Effects.Of(sqlKind, databaseKind, accountKind, replicationKind, module.Anything)
+	e, _ := host.Effects.Of(sqlKind, databaseKind, replicationKind, module.Anything)
 	return e.Task
 }
 
