@@ -88,7 +88,7 @@ func compile(job *Job) (*program, spec.Errors) {
 		}
 		loaded = append(loaded, b)
 	}
-	errs = append(errs, unknownSettings(job, loaded)...)
+	errs = append(errs, selectSettings(job, loaded)...)
 	if len(errs) > 0 {
 		return nil, errs
 	}
@@ -152,8 +152,8 @@ func snippet(job *Job, books []*spec.Book, pos spec.Pos) string {
 	return ""
 }
 
-// unknownSettings refuses -e names that no book and no inventory knows.
-func unknownSettings(job *Job, books []*spec.Book) spec.Errors {
+// selectSettings refuses names of -e that no book and no inventory knows, and leaves out what its files hold for other books.
+func selectSettings(job *Job, books []*spec.Book) spec.Errors {
 	known := map[string]bool{}
 	for _, b := range books {
 		if b == nil {
@@ -172,17 +172,27 @@ func unknownSettings(job *Job, books []*spec.Book) spec.Errors {
 		}
 	}
 	var errs spec.Errors
+	var settings []Setting
 	for _, s := range job.Settings {
 		if known[s.Name] {
+			settings = append(settings, s)
 			continue
+		}
+		names := slices.Collect(maps.Keys(known))
+		if !s.Visible {
+			if slices.Contains(job.Elsewhere, s.Name) {
+				continue
+			}
+			names = append(names, job.Elsewhere...)
 		}
 		pos := s.Value.Pos
 		if pos.File == "" {
 			pos.File = s.Origin
 		}
-		errs = append(errs, spec.Errorf(pos, spec.DidYouMean(s.Name, slices.Collect(maps.Keys(known))),
+		errs = append(errs, spec.Errorf(pos, spec.DidYouMean(s.Name, names),
 			"no runbook of this call and no inventory group or host knows the variable %q", s.Name))
 	}
+	job.Settings = settings
 	return errs
 }
 

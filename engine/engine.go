@@ -47,6 +47,8 @@ type Job struct {
 	Inventory *inventory.Inventory
 	Limit     string // inventory pattern; "" is no limit
 	Settings  []Setting
+	// Elsewhere names what runbooks that are not run here declare: the files of Settings may be for those too.
+	Elsewhere []string
 	Modules   map[string]module.Factory
 	Check     bool // change nothing, predict
 	Forks     int  // hosts at once; 0 is DefaultForks

@@ -127,6 +127,19 @@ func unknownFields(m module.Module, because string) map[string]any {
 	return values
 }
 
+// hangingFields are the values of a plan, those unknown that hang on a task which has yet to run.
+func hangingFields(m module.Module, plan module.Plan) map[string]any {
+	unknown := unknownFields(m, hasYetToRun(plan.Hangs))
+	if len(plan.Hanging) == 0 {
+		return unknown
+	}
+	values := maps.Clone(map[string]any(plan.Values))
+	for _, name := range plan.Hanging {
+		values[name] = unknown[name]
+	}
+	return values
+}
+
 // unknownResult is what register binds when it is not known what a task will do.
 func unknownResult(t *task, because string) map[string]any {
 	values := unknownFields(t.factory(), because)

@@ -281,7 +281,7 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 		out.result.HangsOn = cmp.Or(plan.Hangs, p.pendingAnywhere(target, reached))
 		out.result.Msg, _ = plan.Values["msg"].(string)
 		if plan.Hangs != "" {
-			out.values = unknownFields(m, hasYetToRun(plan.Hangs))
+			out.values = hangingFields(m, plan)
 		}
 		out.values = common(out.result, out.values)
 		return out

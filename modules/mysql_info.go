@@ -116,7 +116,33 @@ func (m *mysqlInfo) Check(ctx context.Context, host *module.Host) (module.Plan, 
 			return module.Plan{}, err
 		}
 	}
-	return module.Plan{Values: values, Hangs: sqlHangs(host)}, nil
+	plan := module.Plan{Values: values}
+	plan.Hangs, plan.Hanging = m.hangs(host)
+	return plan, nil
+}
+
+// hangs says which fields hang on tasks of this check that have yet to run, and names one of these.
+func (m *mysqlInfo) hangs(host *module.Host) (task string, fields []string) {
+	since := func(e module.Effect, pending bool, names ...string) {
+		if pending {
+			task, fields = e.Task, append(fields, names...)
+		}
+	}
+	e, pending := host.Effects.Of(replicationKind, sqlKind, module.Anything)
+	since(e, pending, "replica")
+	e, pending = host.Effects.Of(databaseKind, replicationKind, sqlKind, module.Anything)
+	since(e, pending, "databases", "tables", "checksums", "counts", "log_pos", "gtid", "dump_threads")
+	e, pending = host.Effects.Of(variableKind, module.Anything)
+	since(e, pending, "read_only", "super_read_only", "binlog_format", "variables")
+	for option, names := range map[string][]string{
+		"server_id": {"server_id"}, "read_only": {"read_only"}, "binlog_format": {"binlog_format"},
+		"log_bin": {"log_bin", "log_file", "log_pos"}, "binlog_do_db": {"binlog_do_db"}, "binlog_ignore_db": {"binlog_ignore_db"},
+	} {
+		if _, by := pendingVariable(host, option); by != "" {
+			task, fields = by, append(fields, names...)
+		}
+	}
+	return task, fields
 }
 
 // isOn reads a switch: MariaDB has more words than ON for read_only.

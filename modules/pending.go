@@ -19,6 +19,7 @@ const (
 	databaseKind    = "database"    // by name: true if it will be there
 	accountKind     = "account"     // by name@host
 	replicationKind = "replication" // by connection name
+	variableKind    = "variable"    // by name, of the running server
 	sqlKind         = "sql"         // by nothing: what statements do
 )
 

@@ -156,7 +156,7 @@ func (m *sqlModule) use(ctx context.Context, s *mysqlSession) error {
 
 func (m *sqlModule) Check(ctx context.Context, host *module.Host) (module.Plan, error) {
 	if !m.Read && m.Unless == "" && m.OnlyIf == "" {
-		return module.Plan{Unknown: "an SQL statement without read, unless or onlyif may change anything", Pending: true, Act: true, Effects: sqlEffects}, nil
+		return module.Plan{Unknown: "an SQL statement without read, unless or onlyif may change anything", Pending: true, Act: true, Effects: m.effects()}, nil
 	}
 	s, err := m.open(ctx, host)
 	if err != nil {
@@ -174,14 +174,14 @@ func (m *sqlModule) Check(ctx context.Context, host *module.Host) (module.Plan, 
 	// A database that an earlier task of this check makes is empty: what is asked of it, it does not have.
 	if e, pending := host.Effects.Last(databaseKind, m.Database); !pending || e.Value != true || e.Maybe || sqlTouched(host, m.Database) {
 		if task := m.hangs(host); task != "" {
-			return module.Plan{Unknown: "it hangs on what " + yetToRun(task), Hangs: task, Pending: true, Effects: sqlEffects}, nil
+			return module.Plan{Unknown: "it hangs on what " + yetToRun(task), Hangs: task, Pending: true, Effects: m.effects()}, nil
 		}
 	}
 	needed, err := m.needed(ctx, s)
 	if err != nil {
 		return module.Plan{}, err
 	}
-	plan := module.Plan{Values: sqlValues(&mysqlRows{}, 0), Effects: sqlEffects}
+	plan := module.Plan{Values: sqlValues(&mysqlRows{}, 0), Effects: m.effects()}
 	if needed {
 		plan.Changes = []module.Change{{What: "run SQL", After: strings.Join(m.statements(), ";\n")}}
 		plan.Pending = true
@@ -189,8 +189,24 @@ func (m *sqlModule) Check(ctx context.Context, host *module.Host) (module.Plan, 
 	return plan, nil
 }
 
-// sqlEffects are what statements make of a server: anything in it.
+// sqlEffects are what statements that nobody has looked at make of a server: anything in it.
 var sqlEffects = []module.Effect{{Kind: sqlKind}}
+
+// settings fits a statement that sets one server variable and does nothing else.
+var settings = regexp.MustCompile(`(?i)^\s*SET\s+(?:GLOBAL\s+|PERSIST\s+|@@GLOBAL\.|@@PERSIST\.)(\w+)\s*=[^,;]*;?\s*$`)
+
+// effects are what the statements make of the server.
+func (m *sqlModule) effects() []module.Effect {
+	var list []module.Effect
+	for _, q := range m.statements() {
+		set := settings.FindStringSubmatch(q)
+		if set == nil {
+			return sqlEffects
+		}
+		list = append(list, module.Effect{Kind: variableKind, Name: strings.ToLower(set[1])})
+	}
+	return list
+}
 
 // aboutAccounts fits a query that may look at accounts and what they may do.
 var aboutAccounts = regexp.MustCompile(`(?i)\bmysql\b|grants|privileges|\buser`)
@@ -202,16 +218,13 @@ func (m *sqlModule) hangs(host *module.Host) string {
 		text = strings.Join(m.statements(), ";")
 	}
 	kinds := []string{sqlKind, databaseKind, replicationKind, module.Anything}
+	if strings.Contains(text, "@@") || strings.Contains(strings.ToLower(text), "variables") {
+		kinds = append(kinds, variableKind)
+	}
 	if m.Database == "mysql" || aboutAccounts.MatchString(text) {
 		kinds = append(kinds, accountKind)
 	}
 	e, _ := host.Effects.Of(kinds...)
-	return e.Task
-}
-
-// sqlHangs is a task of this check on whose effect it hangs what is in a server, but for its accounts; "" if there is none.
-func sqlHangs(host *module.Host) string {
-	e, _ := host.Effects.Of(sqlKind, databaseKind, replicationKind, module.Anything)
 	return e.Task
 }
 

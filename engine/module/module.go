@@ -66,6 +66,8 @@ type Plan struct {
 	Effects []Effect
 	// Hangs names the task of this check on whose effect Values or Unknown hang, "" if on none.
 	Hangs string
+	// Hanging are the fields of Values that hang on it; none means all of them.
+	Hanging []string
 }
 
 // Change is one difference between the host and what was declared. Before and After are whole texts when a diff

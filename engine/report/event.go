@@ -57,16 +57,17 @@ type Event struct {
 
 // Result is how a task ended on a host. Texts are masked already.
 type Result struct {
-	Status      Status   `json:"status"`
-	Because     string   `json:"because,omitempty"` // of Skipped, Unknown
-	Msg         string   `json:"msg,omitempty"`     // of Failed, Unreachable; of assert and the like also when ok
-	Changes     []Change `json:"changes,omitempty"`
-	Seconds     float64  `json:"seconds"`
-	Attempts    int      `json:"attempts,omitempty"`    // more than one: of until
-	Ignored     bool     `json:"ignored,omitempty"`     // failed, and ignore_errors says to go on
-	Rescued     bool     `json:"rescued,omitempty"`     // failed inside a block that has a rescue
-	HangsOn     string   `json:"hangs_on,omitempty"`    // check mode: an earlier task whose change has not been made, so that this verdict is provisional
-	Warnings    []string `json:"warnings,omitempty"`
+	Status   Status   `json:"status"`
+	Because  string   `json:"because,omitempty"` // of Skipped, Unknown
+	Msg      string   `json:"msg,omitempty"`     // of Failed, Unreachable; of assert and the like also when ok
+	Changes  []Change `json:"changes,omitempty"`
+	Seconds  float64  `json:"seconds"`
+	Attempts int      `json:"attempts,omitempty"` // more than one: of until
+	Ignored  bool     `json:"ignored,omitempty"`  // failed, and ignore_errors says to go on
+	Rescued  bool     `json:"rescued,omitempty"`  // failed inside a block that has a rescue
+	Maybe    bool     `json:"maybe,omitempty"`    // of Unknown: Because is about whether the task runs at all, so that Changes are not certain
+	HangsOn  string   `json:"hangs_on,omitempty"` // check mode: an earlier task whose change has not been made, so that this verdict is provisional
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Change is one difference that was, or would be, mended.

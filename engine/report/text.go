@@ -27,6 +27,7 @@ type Text struct {
 	opts  TextOptions
 	check bool
 	live  live
+	ahead ahead
 }
 
 // NewText reports to w. On a terminal, call Live for the moving parts.
@@ -89,6 +90,9 @@ func (p *page) indent(lines []string) {
 	}
 }
 
+// verbatim keeps spaces at the end of a line, which may be what differs.
+func (p *page) verbatim(line string) { *p = append(*p, "      "+line) }
+
 func (t *Text) verb() string {
 	if t.check {
 		return "CHECK"
@@ -126,6 +130,10 @@ func taskName(e Event) string {
 func (t *Text) result(p *page, e Event, r Result) {
 	word, colour := string(r.Status), statusColour[r.Status]
 	quiet := t.opts.Verbose < 1 && len(r.Warnings) == 0
+	hanging := t.ahead.hangsOn(e.Host, r)
+	if t.check {
+		t.ahead.interrupts(e, r)
+	}
 	more := ""
 	var detail []string
 	switch r.Status {
@@ -135,9 +143,13 @@ func (t *Text) result(p *page, e Event, r Result) {
 		}
 		more = Clean(cmp.Or(r.Because, strings.TrimSpace(r.Msg)))
 	case Unknown:
-		more = "cannot tell" + after(", because ", Clean(r.Because)) + after("; certain: ", t.changes(r.Changes))
+		certain := "; certain: "
+		if r.Maybe {
+			certain = "; then: "
+		}
+		more = "cannot tell" + after(", because ", Clean(r.Because)) + after(certain, summary(r.Changes))
 	case Changed, WouldChange:
-		more = t.changes(r.Changes)
+		more = summary(r.Changes)
 	case Failed, Unreachable:
 		switch {
 		case r.Ignored:
@@ -156,8 +168,8 @@ func (t *Text) result(p *page, e Event, r Result) {
 		}
 	}
 	var notes []string
-	if r.HangsOn != "" && r.Status != Unknown {
-		notes = append(notes, fmt.Sprintf("hangs on %q", Clean(r.HangsOn)))
+	if hanging != nil && !(r.Status == Unknown && strings.Contains(r.Because, r.HangsOn)) {
+		notes = append(notes, hanging.mention(e.Host))
 	}
 	if r.Attempts > 1 {
 		notes = append(notes, fmt.Sprintf("after %d attempts", r.Attempts))
@@ -179,51 +191,7 @@ func (t *Text) result(p *page, e Event, r Result) {
 	}
 }
 
-// changes names what changed on one line; values that are short are shown, texts only with --diff.
-func (t *Text) changes(changes []Change) string {
-	parts := make([]string, len(changes))
-	for i, c := range changes {
-		parts[i] = Clean(c.What)
-		before, after := Clean(c.Before), Clean(c.After)
-		switch {
-		case !isShort(c) || before+after == "":
-		case before == "":
-			parts[i] += " (" + after + ")"
-		case after == "":
-			parts[i] += " (was " + before + ")"
-		default:
-			parts[i] += " (" + before + " → " + after + ")"
-		}
-	}
-	return strings.Join(parts, ", ")
-}
-
-// isShort says that a change's values fit on its line, so that a diff would add nothing.
-func isShort(c Change) bool {
-	return !strings.Contains(c.Before+c.After, "\n") && width(c.Before) <= 60 && width(c.After) <= 60
-}
-
-func (t *Text) diffs(p *page, changes []Change) {
-	for _, c := range changes {
-		if isShort(c) {
-			continue
-		}
-		p.indent([]string{t.paint(bold, Clean(c.What))})
-		for _, line := range diffLines(c.Before, c.After) {
-			switch {
-			case strings.HasPrefix(line, "+"):
-				line = t.paint(green, line)
-			case strings.HasPrefix(line, "-"):
-				line = t.paint(red, line)
-			case strings.HasPrefix(line, "@@"):
-				line = t.paint(cyan, line)
-			}
-			p.indent([]string{line})
-		}
-	}
-}
-
-// closing is the table of the hosts and a sentence.
+// closing is what lies ahead, the table of the hosts and a sentence.
 func (t *Text) closing(p *page, e Event) {
 	changed := "changed"
 	if t.check {
@@ -231,6 +199,7 @@ func (t *Text) closing(p *page, e Event) {
 	}
 	heads := []string{"ok", changed, "skipped", "failed", "ignored", "unreachable", "unknown", "time"}
 	colours := []string{"", statusColour[Changed], "", red, yellow, red, statusColour[Unknown], ""}
+	t.ahead.tell(t, p)
 	name := width("host")
 	for _, total := range e.Totals {
 		name = max(name, width(Clean(total.Host)))
@@ -314,12 +283,13 @@ func duration(d time.Duration) string {
 
 // Select Graphic Rendition codes.
 const (
-	bold   = "1"
-	dim    = "2"
-	red    = "31"
-	green  = "32"
-	yellow = "33"
-	cyan   = "36"
+	bold    = "1"
+	dim     = "2"
+	red     = "31"
+	green   = "32"
+	yellow  = "33"
+	cyan    = "36"
+	inverse = "7"
 )
 
 var statusColour = map[Status]string{OK: green, Changed: yellow, WouldChange: yellow, Skipped: cyan, Failed: red,

@@ -54,7 +54,7 @@ func sampleRun(check bool) []Event {
 	}
 	conf := end("voms1", "Write stunnel.conf", Result{Status: changed, Changes: []Change{
 		{What: "content of /etc/stunnel/stunnel.conf", Before: "cert = a\nkey = b\nverify = 0\n[mysql]\n", After: "cert = a\nkey = b\nverify = 2\n[mysql]\nclient = yes\n"},
-		{What: "mode", Before: "0644", After: "0600"},
+		{What: "mode of /etc/stunnel/stunnel.conf", Before: "0644", After: "0600"},
 	}, Warnings: []string{"the old file was world-readable"}})
 	failed := end("voms2", "Start stunnel", Result{Status: Failed, Msg: "exit status 1: cannot bind\nport 3307 is taken by " + hostile + "\n", Attempts: 3, Seconds: 61})
 	failed.Why = "replication needs the tunnel"
@@ -241,41 +241,5 @@ func TestTruncate(t *testing.T) {
 		if got := truncate(test.in, test.max); got != test.want {
 			t.Errorf("truncate(%q, %d) = %q, want %q", test.in, test.max, got, test.want)
 		}
-	}
-}
-
-func TestDiff(t *testing.T) {
-	lines := func(n int, skip int) string {
-		var b strings.Builder
-		for i := range n {
-			if i != skip {
-				fmt.Fprintf(&b, "line %d\n", i)
-			}
-		}
-		return b.String()
-	}
-	for _, test := range []struct {
-		name, before, after string
-		want                []string
-	}{
-		{"equal", "a\n", "a\n", nil},
-		{"context", lines(20, -1), lines(20, 10), []string{"@@ -8,7 +8,6 @@", " line 7", " line 8", " line 9", "-line 10", " line 11", " line 12", " line 13"}},
-		{"new", "", "a\nb\n", []string{"@@ -0,0 +1,2 @@", "+a", "+b"}},
-		{"no newline", "a", "a\n", []string{"@@ -1,1 +1,1 @@", "-a", `\ No newline at end of file`, "+a"}},
-		{"binary", "\x7fELF\x00", "text", []string{"binary content differs (5 → 4 bytes)"}},
-		{"latin-1", "na\xefve text of some length\n", "", []string{"@@ -1,1 +0,0 @@", `-na\xefve text of some length`}},
-		{"escape", "", "\x1b[2J and the text of a banner\n", []string{"@@ -0,0 +1,1 @@", `+\x1b[2J and the text of a banner`}},
-		{"large", strings.Repeat("x\n", 1<<20), "", []string{"content differs (2097152 → 0 bytes), too large to show"}},
-	} {
-		if got := diffLines(test.before, test.after); strings.Join(got, "\n") != strings.Join(test.want, "\n") {
-			t.Errorf("%s: got\n%s\nwant\n%s", test.name, strings.Join(got, "\n"), strings.Join(test.want, "\n"))
-		}
-	}
-	got := diffLines("", lines(1000, -1))
-	if len(got) != maxDiffLines+1 || got[maxDiffLines] != "… 801 more lines of the difference are not shown" {
-		t.Errorf("a long diff has %d lines and ends %q", len(got), got[len(got)-1])
-	}
-	if got := diffLines("", strings.Repeat("y", 5000)+"\n"); width(got[1]) > maxDiffLine {
-		t.Errorf("a long line has %d columns", width(got[1]))
 	}
 }
