@@ -211,10 +211,10 @@ func (s *site) farewell(took time.Duration) {
 The replication     %[1]s ssh voms2 "mariadb -Ee 'SHOW SLAVE STATUS'"
 A proxy             %[1]s ssh ui "su - alice -c 'voms-proxy-init -voms lab.vo'"
 The runbooks        %[2]s list; %[2]s show man06/slave
-Verify once more    %[1]s exec %[2]s run man06/verify -i %[3]s/%[4]s -e @%[6]s/%[5]s
+Verify once more    %[1]s exec %[2]s run man06/verify -i %[3]s/%[4]s -e @%[7]s/%[5]s -e @%[7]s/%[6]s
 Break something     %[1]s unplug voms1  (and plug; or reboot, crash, start)
 Remove everything   make demo-down
-`, ctl, relative(s.program), short(s.dir), inventory, man06, strings.Replace(short(s.dir), "~", "$HOME", 1))
+`, ctl, relative(s.program), short(s.dir), inventory, man06, voms, strings.Replace(short(s.dir), "~", "$HOME", 1))
 }
 
 // down removes the demo's hosts and files, if there are any.

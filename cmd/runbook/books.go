@@ -43,6 +43,23 @@ func findBook(name string) (engine.Source, error) {
 	return engine.Source{}, fmt.Errorf("cannot find the runbook %q: none of that name is shipped\n    hint: %s", name, hint)
 }
 
+// otherBooks are those for which a file of -e may hold values too: the shipped ones, and those beside a book of the call.
+func otherBooks(books []engine.Source) []engine.Source {
+	var others []engine.Source
+	for _, name := range shippedNames() {
+		others = append(others, engine.Source{FS: spec.Under(shippedDir, runbooks.FS), Path: name + ".yml"})
+	}
+	for _, book := range books {
+		for _, ext := range []string{"yml", "yaml"} {
+			files, _ := fs.Glob(book.FS, path.Join(path.Dir(book.Path), "*."+ext)) // only a malformed pattern is an error
+			for _, file := range files {
+				others = append(others, engine.Source{FS: book.FS, Path: file})
+			}
+		}
+	}
+	return others
+}
+
 func isPath(name string) bool {
 	ext := path.Ext(name)
 	return strings.HasPrefix(name, "./") || strings.HasPrefix(name, "../") || strings.HasPrefix(name, "/") || ext == ".yml" || ext == ".yaml"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -32,7 +33,7 @@ func (f *jobFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVarP(&f.inventory, "inventory", "i", "", "inventory `FILE` or directory")
 	flags.StringVar(&f.limit, "limit", "", "only hosts that match `PATTERN`, such as master:!voms3")
-	flags.StringArrayVarP(&f.settings, "set", "e", nil, "set a parameter or variable: `NAME=VALUE`, or @FILE for a YAML file (the only way for secrets); repeatable")
+	flags.StringArrayVarP(&f.settings, "set", "e", nil, "set a parameter or variable: `NAME=VALUE`, where a list is a,b or [a, b] and a map {a: 1}, or @FILE for a YAML file (the only way for secrets); repeatable")
 	flags.IntVar(&f.forks, "forks", engine.DefaultForks, "work on at most `N` hosts at once")
 	flags.BoolVar(&f.diff, "diff", false, "show differences of texts")
 	flags.CountVarP(&f.verbose, "verbose", "v", "show tasks that were ok or skipped too; twice: diagnostics of connections")
@@ -116,7 +117,7 @@ func (f *jobFlags) job(books []string, check bool) (engine.Job, error) {
 	if !slices.Contains([]string{"text", "json"}, f.output) {
 		return job, fmt.Errorf("cannot report as %q: --output is text or json", f.output)
 	}
-	secrets := map[string]bool{}
+	params := declared{here: map[string][]*spec.Param{}, other: map[string][]*spec.Param{}}
 	var mistakes spec.Errors
 	for _, name := range books {
 		src, err := findBook(name)
@@ -126,12 +127,20 @@ func (f *jobFlags) job(books []string, check bool) (engine.Job, error) {
 		job.Books = append(job.Books, src)
 		if book, err := loadBook(src); err == nil { // the engine tells mistakes in books
 			for _, p := range book.Params {
-				secrets[p.Name] = secrets[p.Name] || p.Secret
+				params.here[p.Name] = append(params.here[p.Name], p)
 			}
 		}
 	}
+	for _, src := range otherBooks(job.Books) {
+		if book, err := loadBook(src); err == nil {
+			for _, p := range book.Params {
+				params.other[p.Name] = append(params.other[p.Name], p)
+			}
+		}
+	}
+	job.Elsewhere = slices.Collect(maps.Keys(params.other))
 	var err error
-	if job.Settings, err = readSettings(f.settings, secrets); err != nil {
+	if job.Settings, err = readSettings(f.settings, params); err != nil {
 		mistakes = append(mistakes, asErrors(err)...)
 	}
 	if job.Inventory, err = inventory.Load(f.inventory); err != nil {

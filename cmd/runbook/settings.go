@@ -14,8 +14,7 @@ import (
 )
 
 // readSettings reads the arguments of -e: name=value, or @FILE with a mapping. A later one wins over an earlier one.
-// secrets names the parameters that are secret: a file that others can read must not hold them.
-func readSettings(args []string, secrets map[string]bool) ([]engine.Setting, error) {
+func readSettings(args []string, params declared) ([]engine.Setting, error) {
 	var settings []engine.Setting
 	var errs spec.Errors
 	add := func(s engine.Setting) {
@@ -24,7 +23,7 @@ func readSettings(args []string, secrets map[string]bool) ([]engine.Setting, err
 	}
 	for _, arg := range args {
 		if file, ok := strings.CutPrefix(arg, "@"); ok {
-			fromFile, err := readSettingsFile(file, secrets)
+			fromFile, err := readSettingsFile(file, params)
 			if err != nil {
 				errs = append(errs, asErrors(err)...)
 			}
@@ -39,8 +38,11 @@ func readSettings(args []string, secrets map[string]bool) ([]engine.Setting, err
 			errs = append(errs, spec.Errorf(spec.Pos{File: "-e"}, "write -e name=value, or -e @FILE for a YAML file", "cannot read an argument of -e"))
 			continue
 		}
-		v := spec.ParseScalar(value)
-		v.Pos.File = "-e " + name
+		v, err := params.parse(name, value)
+		if err != nil {
+			errs = append(errs, asErrors(err)...)
+			continue
+		}
 		add(engine.Setting{Name: name, Value: v, Origin: "-e", Visible: true})
 	}
 	if len(errs) > 0 {
@@ -49,7 +51,7 @@ func readSettings(args []string, secrets map[string]bool) ([]engine.Setting, err
 	return settings, nil
 }
 
-func readSettingsFile(file string, secrets map[string]bool) ([]engine.Setting, error) {
+func readSettingsFile(file string, params declared) ([]engine.Setting, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read -e @%s: %w", file, unwrapPath(err))
@@ -81,7 +83,7 @@ func readSettingsFile(file string, secrets map[string]bool) ([]engine.Setting, e
 	var errs spec.Errors
 	for _, e := range v.Map {
 		// A pipe, such as a shell's <(…), has no mode that says who reads it.
-		if secrets[e.Key] && info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0 {
+		if params.secret(e.Key) && info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0 {
 			errs = append(errs, spec.Errorf(e.Pos, "chmod 600 "+file,
 				"cannot take the secret %q from a file that others can read (mode %04o)", e.Key, info.Mode().Perm()))
 		}
@@ -103,4 +105,40 @@ func unwrapPath(err error) error {
 		return p.Err
 	}
 	return err
+}
+
+// declared are the parameters that runbooks declare, by name.
+type declared struct {
+	here  map[string][]*spec.Param // by the runbooks of the call
+	other map[string][]*spec.Param // by those that are shipped, or lie beside one of the call
+}
+
+// secret tells whether a parameter of that name must not be read by others.
+func (d declared) secret(name string) bool {
+	return slices.ContainsFunc(slices.Concat(d.here[name], d.other[name]), func(p *spec.Param) bool { return p.Secret })
+}
+
+// parse returns the value of -e name=text: a string, of which the parameter's type will make more. Lists and maps may be
+// written as YAML has them on one line.
+func (d declared) parse(name, text string) (*spec.Value, error) {
+	file := "-e " + name
+	flow := strings.TrimLeft(text, " \t\n")
+	if d.nested(name) && (strings.HasPrefix(flow, "[") || strings.HasPrefix(flow, "{") && !strings.HasPrefix(flow, "{{")) {
+		v, err := spec.LoadValue(file, []byte(text))
+		var mistakes spec.Errors
+		if errors.As(err, &mistakes) && mistakes[0].Hint == "" && strings.HasPrefix(mistakes[0].Msg, "cannot read YAML") {
+			mistakes[0].Hint = "write a list as a,b or [a, b] and a map as {a: 1}, with nothing behind it"
+		}
+		return v, err
+	}
+	v := spec.ParseScalar(text)
+	v.Pos.File = file
+	return v, nil
+}
+
+// nested tells whether the runbooks of the call take a list or a map under that name, and nothing else.
+func (d declared) nested(name string) bool {
+	return len(d.here[name]) > 0 && !slices.ContainsFunc(d.here[name], func(p *spec.Param) bool {
+		return p.Secret || p.Type != "list" && p.Type != "map"
+	})
 }
