@@ -190,7 +190,7 @@ type ahead struct {
 
 type interruption struct{ host, text string }
 
-// interrupts notes the services that a task would interrupt.
+// interrupts notes the services that a task of a check would interrupt.
 func (a *ahead) interrupts(e Event, r Result) {
 	if r.Status != WouldChange && r.Status != Unknown {
 		return

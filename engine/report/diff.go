@@ -135,10 +135,7 @@ func compareLines(gone, come []*diffLine) {
 			b.cut(skip)
 			wordsGone[p[0]], wordsCome[p[1]] = splitWords(a.text), splitWords(b.text)
 		}
-		old, new := compareWords(wordsGone[p[0]], wordsCome[p[1]])
-		if hasShared(old) {
-			a.words, b.words = old, new
-		}
+		a.words, b.words = compareWords(wordsGone[p[0]], wordsCome[p[1]])
 	}
 }
 

@@ -98,6 +98,8 @@ func TestWords(t *testing.T) {
 		{"without spaces", "日本語の本\n", "日本人の本\n", "-日本[語]の本\n+日本[人]の本"},
 		{"pictures", "ok: 👍🏽 yes\n", "ok: 👍🏿 yes\n", "-ok: [👍🏽] yes\n+ok: [👍🏿] yes"},
 		{"which of several", "port = 3306\n", "# the tunnel\nport = 3307\nbind = 127.0.0.1\n", "-port = [3306]\n+# the tunnel\n+port = [3307]\n+bind = 127.0.0.1"},
+		{"the more alike", "a b c d = 1\n", "a b x y = 2\na b c d = 2\n", "-a b c d = [1]\n+a b x y = 2\n+a b c d = [2]"},
+		{"long words first", "longword x y\n", "x y longword\n", "-longword[ x y]\n+[x y ]longword"},
 		{"in their order", "alpha = 1\nbravo = 1\n", "alpha = 2\nbravo = 2\n", "-alpha = [1]\n-bravo = [1]\n+alpha = [2]\n+bravo = [2]"},
 		{"a mask", "password = ***\n", "password = ***, and ****\n", "-password = ***\n+password = ***[, and ****]"},
 		{"no newline", "a b", "a c\n", "-a [b]\n\\ No newline at end of file\n+a [c]"},
@@ -110,6 +112,17 @@ func TestWords(t *testing.T) {
 		if text := strings.Join(got, "\n"); text != test.want {
 			t.Errorf("%s: got\n%s\nwant\n%s", test.name, text, test.want)
 		}
+	}
+}
+
+// TestWordsOfTooMany guards the limit of what is compared.
+func TestWordsOfTooMany(t *testing.T) {
+	before, after := []string{"same"}, []string{"same"}
+	for i := range 2000 {
+		before, after = append(before, fmt.Sprint("a", i), "x"), append(after, fmt.Sprint("b", i), "x")
+	}
+	if old, _ := compareWords(before, after); len(old) != 3 || old[0].differs || !old[1].differs || old[2].differs {
+		t.Errorf("there are %d parts", len(old))
 	}
 }
 
@@ -191,6 +204,7 @@ func TestMaskedDiff(t *testing.T) {
 	for _, test := range [][2]string{
 		{"password = correct horse=battery\nport = 1\n", "password = correct horse=staple\nport = 1\n"},
 		{"password = old\n", "password = correct horse=battery\n"},
+		{"password = correct horse=battery\n", "password = *\n"},
 		{"password = ****\n", "password = xcorrect horse=batteryx\n"},
 		{"password = correct horse=battery\n", "password = correct horse=battery correct horse=battery\n"},
 	} {
@@ -200,12 +214,21 @@ func TestMaskedDiff(t *testing.T) {
 		if strings.Contains(out.String(), "battery") {
 			t.Errorf("the secret is shown:\n%q", out.String())
 		}
-		if regexp.MustCompile(`\*\x1b\[[0-9;]+m\*`).MatchString(out.String()) {
+		if regexp.MustCompile(`\*(\x1b\[[0-9;]+m)+\*`).MatchString(out.String()) {
 			t.Errorf("a mask is in pieces:\n%q", out.String())
 		}
 		if !strings.Contains(out.String(), secret.Mask) {
 			t.Errorf("there is no mask:\n%q", out.String())
 		}
+	}
+}
+
+// TestSpacesAtTheEnd guards that a line of a difference comes whole.
+func TestSpacesAtTheEnd(t *testing.T) {
+	var out bytes.Buffer
+	NewText(&out, TextOptions{Diff: true}).Event(end("voms1", "x", Result{Status: Changed, Changes: []Change{{What: "content of /x", Before: "a  \n", After: "a\t\n"}}}))
+	if want := "      -a  \n      +a\t\n"; !strings.Contains(out.String(), want) {
+		t.Errorf("%q is not in\n%q", want, out.String())
 	}
 }
 
@@ -228,7 +251,7 @@ func TestSummary(t *testing.T) {
 			"content of /f (secret), mode 0644 → 0600, owner mysql:mysql → root:root"},
 		{"an owner", []Change{{What: "owner of /f", Before: "mysql", After: "root"}, {What: "group of /f", Before: "mysql", After: "root"}}, "owner of /f (mysql:mysql → root:root)"},
 		{"a mode", []Change{{What: "mode of /f", Before: "0644", After: "0600"}, {What: "owner of /f", Before: "a", After: "b"}}, "mode of /f (0644 → 0600), owner a → b"},
-		{"a link", []Change{{What: "link /l", Before: "file", After: "/etc/x"}, {What: "owner of /l", After: "root"}}, "link /l (file → /etc/x), owner root"},
+		{"a link", []Change{{What: "link /l", Before: "file", After: "/etc/x"}, {What: "owner of /l", After: "root"}, {What: "group of /l", After: "adm"}}, "link /l (file → /etc/x), owner root:adm"},
 		{"two files", []Change{{What: "mode of /a", Before: "1", After: "2"}, {What: "content of /b", Before: "1", After: "2"}, {What: "mode of /b", Before: "1", After: "2"}},
 			"mode of /a (1 → 2), content of /b (1 → 2), mode 1 → 2"},
 		{"twice the same", []Change{{What: "content of /b", Before: "1", After: "2"}, {What: "content of /b", Before: "2", After: "3"}}, "content of /b (1 → 2), content of /b (2 → 3)"},
@@ -271,11 +294,11 @@ func checkRun() []Event {
 		end("voms1", "Ask it", Result{Status: Unknown, Because: `"` + write + `" has yet to run`, HangsOn: write}),
 		end("voms1", "Command it", Result{Status: Unknown, Because: "what a command does cannot be predicted", HangsOn: write}),
 		end("voms1", "Stop the old tunnel", Result{Status: WouldChange, HangsOn: write, Changes: []Change{
-			{What: "stop stunnel", Before: "active (running)", After: "stopped", Outage: "until somebody starts it again"}}}),
+			{What: "stop stunnel\x1b[2J", Before: "active (running)", After: "stopped", Outage: "until somebody starts it again"}}}),
 		end("voms2", "Dump", Result{Status: WouldChange, HangsOn: write, Changes: []Change{{What: "dump vo1 to /root/vo1.sql", After: "a complete dump"}}}),
 		handler("voms2", Result{Status: WouldChange, HangsOn: install, Changes: []Change{
 			{What: "restart mariadb", Before: "active (running)", After: "restarted", Outage: "for about 1.4s, which its last start took; with it voms"}}}),
-		handler("voms1", Result{Status: Unknown, Maybe: true, HangsOn: write, Because: `it runs only if "Command it" changes something`, Changes: []Change{
+		handler("voms1", Result{Status: Unknown, Maybe: true, HangsOn: write, Because: `it runs only if "Command it` + "\x1b[2J" + `" changes something`, Changes: []Change{
 			{What: "restart mariadb", Before: "active (running)", After: "restarted", Outage: "for as long as a restart takes"}}}),
 		{Kind: RunEnd, Check: true, Elapsed: 3, Totals: []Total{{Host: "voms1", Changed: 2, Skipped: 1, Unknown: 3, Seconds: 2}, {Host: "voms2", OK: 1, Changed: 5, Seconds: 3}}},
 	}
@@ -296,5 +319,10 @@ func TestCheck(t *testing.T) {
 			text.Event(e)
 		}
 		golden(t, test.name, out.String())
+		for _, r := range out.String() {
+			if !test.opts.Color && (r != '\n' && hidden(r) || r == utf8.RuneError) {
+				t.Errorf("%s holds %q", test.name, r)
+			}
+		}
 	}
 }

@@ -131,9 +131,7 @@ func (t *Text) result(p *page, e Event, r Result) {
 	word, colour := string(r.Status), statusColour[r.Status]
 	quiet := t.opts.Verbose < 1 && len(r.Warnings) == 0
 	hanging := t.ahead.hangsOn(e.Host, r)
-	if t.check {
-		t.ahead.interrupts(e, r)
-	}
+	t.ahead.interrupts(e, r)
 	more := ""
 	var detail []string
 	switch r.Status {

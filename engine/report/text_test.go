@@ -61,7 +61,7 @@ func sampleRun(check bool) []Event {
 	ignored := end("voms1", "Look for an old dump", Result{Status: Failed, Ignored: true, Msg: "no such file"})
 	item := end("voms1", "Create databases", Result{Status: changed, Changes: []Change{{What: "database"}}, HangsOn: hangs})
 	item.Item = "DB_1"
-	handler := end("voms1", "Restart stunnel", Result{Status: changed, Changes: []Change{{What: "restart"}}, Seconds: 12.3})
+	handler := end("voms1", "Restart stunnel", Result{Status: changed, Changes: []Change{{What: "restart", Outage: "for about 2s"}}, Seconds: 12.3})
 	handler.Handler = true
 	return []Event{
 		{Kind: RunStart, Check: check, Hosts: []string{"voms1", "voms2", "voms3"}},

@@ -1,7 +1,6 @@
 package report
 
 import (
-	"slices"
 	"strings"
 	"unicode"
 )
@@ -164,9 +163,4 @@ func pairLines(gone, come [][]string) [][2]int {
 		}
 		return percent * percent // one good pair rather than two poor ones
 	})
-}
-
-// hasShared reports whether two lines share anything but spaces.
-func hasShared(parts []part) bool {
-	return slices.ContainsFunc(parts, func(p part) bool { return !p.differs && weight(p.text) > 0 })
 }
