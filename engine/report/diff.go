@@ -2,6 +2,7 @@ package report
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -48,6 +49,9 @@ func (l diffLine) tail() string {
 	return ""
 }
 
+// digested is what modules give for a content that they do not show; that no newline ends it means nothing.
+var digested = regexp.MustCompile(`^\(\d+ bytes(, SHA-256 [0-9a-f]+)?\)$`)
+
 // diffLines is the unified difference of two texts with three lines of context, cleaned, without file headers. Two values of one line
 // come without a position.
 func diffLines(before, after string) []diffLine {
@@ -63,6 +67,7 @@ func diffLines(before, after string) []diffLine {
 		return note("content differs (%d → %d bytes), too large to show", len(before), len(after))
 	}
 	var raw []string
+	before, after = digested.ReplaceAllString(before, "$0\n"), digested.ReplaceAllString(after, "$0\n")
 	if strings.Contains(before+after, "\n") {
 		text := string(diff.Diff("before", []byte(before), "after", []byte(after)))
 		_, text, _ = strings.Cut(text, "+++ after\n") // the change itself says of what
