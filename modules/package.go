@@ -183,8 +183,8 @@ verb=install
 if [ "$use" = apt ]; then
 	lists=
 	eval "$(apt-config shell lists Dir::State::lists/d)"
-	# Without the caches, which would be written anew if they are out of date.
-	apt-get -s -q -y -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= $flags $verb -- $todo 2>&1
+	# Without the caches, which would be written anew if they are out of date, and without a log of what is simulated.
+	apt-get -s -q -y -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o Dir::Log::Planner= -o Dir::Log::Solver= $flags $verb -- $todo 2>&1
 	code=$?
 	set +f
 	newest=$(for f in "$lists"/*Packages* "$lists"/*InRelease "$lists"/*_Release; do if [ -e "$f" ]; then stat -c %Y "$lists"; break; fi; done)

@@ -169,3 +169,16 @@ func hashFile(path string) (string, error) {
 	}
 	return fmt.Sprintf("%x", h.Sum(nil)[:8]), nil
 }
+
+// Fingerprints returns those of all hosts, by name.
+func (l *Lab) Fingerprints(ctx context.Context) (map[string]Fingerprint, error) {
+	prints := map[string]Fingerprint{}
+	for _, h := range l.Hosts() {
+		print, err := h.Fingerprint(ctx)
+		if err != nil {
+			return nil, err
+		}
+		prints[h.FQDN()] = print
+	}
+	return prints, nil
+}
