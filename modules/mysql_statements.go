@@ -154,6 +154,13 @@ var mysqlStatements = map[string][]mysqlVariant{
 		{true, [3]int{5, 1, 0}, "SET PASSWORD FOR ?@? = PASSWORD(?)"},
 		{true, [3]int{10, 2, 0}, "ALTER USER ?@? IDENTIFIED BY ?"},
 	},
+	// The same with what the server keeps of the password; "" where it is not for us to compute. MySQL hides passwords in its logs itself.
+	"set stored password": { // user, host, hash
+		{false, [3]int{5, 1, 0}, "SET PASSWORD FOR ?@? = ?"},
+		{false, [3]int{5, 7, 6}, ""},
+		{true, [3]int{5, 1, 0}, "SET PASSWORD FOR ?@? = ?"},
+		{true, [3]int{10, 2, 0}, "ALTER USER ?@? IDENTIFIED BY PASSWORD ?"},
+	},
 	"set plugin": { // {plugin} is an identifier
 		{false, [3]int{5, 1, 0}, ""},
 		{false, [3]int{5, 7, 6}, "ALTER USER ?@? IDENTIFIED WITH {plugin}"},
@@ -165,6 +172,11 @@ var mysqlStatements = map[string][]mysqlVariant{
 		{false, [3]int{5, 7, 6}, "ALTER USER ?@? IDENTIFIED WITH {plugin} BY ?"},
 		{true, [3]int{5, 1, 0}, ""},
 		{true, [3]int{10, 4, 0}, "ALTER USER ?@? IDENTIFIED VIA {plugin} USING PASSWORD(?)"},
+	},
+	"set plugin and stored password": {
+		{false, [3]int{5, 1, 0}, ""},
+		{true, [3]int{5, 1, 0}, ""},
+		{true, [3]int{10, 4, 0}, "ALTER USER ?@? IDENTIFIED VIA {plugin} USING ?"},
 	},
 	"require": { // {require} is NONE, SSL or X509
 		{false, [3]int{5, 1, 0}, "GRANT USAGE ON *.* TO ?@? REQUIRE {require}"},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -141,6 +142,52 @@ func TestMySQL(t *testing.T) {
 		if err == nil || strings.Contains(err.Error(), "S3CRET") || !strings.Contains(err.Error(), "1524") {
 			t.Errorf("unknown plugin: %v", err)
 		}
+	})
+
+	step("no log has a password", func(t *testing.T) {
+		general := filepath.Join(source.dir, "general.log")
+		source.sql("SET GLOBAL general_log_file = '"+general+"'", "SET GLOBAL general_log = ON")
+		logs := func() (text string) {
+			files, err := filepath.Glob(source.dir + "/data/bin.0*")
+			if err != nil || len(files) == 0 {
+				t.Fatalf("no binary logs: %v", err)
+			}
+			for _, file := range append(files, general) {
+				data, err := os.ReadFile(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				text += string(data)
+			}
+			return text
+		}
+		quiet := source.on(map[string]any{"name": "quiet", "password": secret.New("S3CRET-of-creation"), "privs": map[string]any{"*.*": []any{"PROCESS"}}})
+		login := source.on(map[string]any{"query": "SELECT 1", "read": true, "login_user": "quiet"})
+		set := func(password string, more map[string]any) {
+			t.Helper()
+			quiet["password"], login["login_password"] = secret.New(password), secret.New(password)
+			maps.Copy(quiet, more)
+			source.changes("mysql_user", quiet)
+			if _, err := source.check("sql", login); err != nil {
+				t.Errorf("%s: %v", password, err)
+			}
+		}
+		set("S3CRET-of-creation", nil)
+		set("S3CRET-of-change", nil)
+		set("S3CRET-native 漢", map[string]any{"plugin": "mysql_native_password"})
+		source.sql("INSTALL PLUGIN IF NOT EXISTS ed25519 SONAME 'auth_ed25519'")
+		set("S3CRET-ed 漢", map[string]any{"plugin": "ed25519"})
+		if text := logs(); strings.Contains(text, "S3CRET") || strings.Count(text, "quiet") < 8 {
+			t.Errorf("the logs name the account %d times, and hold passwords: %t", strings.Count(text, "quiet"), strings.Contains(text, "S3CRET"))
+		}
+		// A server that judges passwords has to see them, and would keep them in its binary log.
+		source.sql("INSTALL SONAME 'simple_password_check'")
+		quiet["password"] = secret.New("S3CRET-Judged-1")
+		source.refused("mysql_user", quiet, "simple_password_check judges passwords")
+		set("S3CRET-Judged-1", map[string]any{"sql_log_bin": false})
+		quiet["password"] = secret.New("weak")
+		source.refused("mysql_user", quiet, "cannot set the password of quiet@localhost")
+		source.sql("SET GLOBAL general_log = OFF", "UNINSTALL SONAME 'simple_password_check'", "DROP USER quiet@localhost")
 	})
 
 	var values map[string]any

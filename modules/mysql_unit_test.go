@@ -213,7 +213,9 @@ func TestMySQLPasswordHashes(t *testing.T) {
 		{mysqlCredential{"caching_sha2_password", stored}, "s3cret", true, true},
 		{mysqlCredential{"caching_sha2_password", stored}, "s3cret ", false, true},
 		{mysqlCredential{"caching_sha2_password", "$A$005$short"}, "s3cret", false, false},
-		{mysqlCredential{"ed25519", "x"}, "s3cret", false, false},
+		{mysqlCredential{"ed25519", "ZIgUREUg5PVgQ6LskhXmO+eZLS0nC8be6HPjYWR4YJY"}, "secret", true, true}, // of MariaDB's manual
+		{mysqlCredential{"ed25519", "ZIgUREUg5PVgQ6LskhXmO+eZLS0nC8be6HPjYWR4YJY"}, "Secret", false, true},
+		{mysqlCredential{"pam", "x"}, "s3cret", false, false},
 	} {
 		if match, known := c.credential.matches(c.password); match != c.match || known != c.known {
 			t.Errorf("%s: %v %v", c.credential.plugin, match, known)

@@ -1,10 +1,13 @@
 package modules
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha1"
 	"crypto/sha256"
+	"crypto/sha512"
 	"crypto/subtle"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -14,6 +17,8 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+
+	"filippo.io/edwards25519"
 
 	"runbook/engine/module"
 	"runbook/engine/secret"
@@ -28,7 +33,8 @@ func init() {
 // mysqlUser makes accounts of the database server with exactly the privileges that are listed, or removes them.
 //
 // One account per host that it may come from. Privileges are compared under the names that the server prints, and the password
-// by its stored hash (a real login where the hash cannot be recomputed), so a second run changes nothing.
+// by its stored hash (a real login where the hash cannot be recomputed), so a second run changes nothing. MariaDB, which writes statements
+// into its logs as they come, is told the hash instead of the password, for mysql_native_password and ed25519.
 //
 //	tasks:
 //	  - name: the replication account, for connections that come out of the tunnel
@@ -438,16 +444,32 @@ func (a *mysqlAccount) fromJSON(text string) error {
 func (c mysqlCredential) matches(password string) (match, known bool) {
 	switch c.plugin {
 	case "mysql_native_password":
-		inner := sha1.Sum([]byte(password))
-		outer := sha1.Sum(inner[:])
-		want := "*" + strings.ToUpper(hex.EncodeToString(outer[:]))
-		return subtle.ConstantTimeCompare([]byte(want), []byte(strings.ToUpper(c.hash))) == 1, true
+		return subtle.ConstantTimeCompare([]byte(nativeHash(password)), []byte(strings.ToUpper(c.hash))) == 1, true
+	case "ed25519":
+		return subtle.ConstantTimeCompare([]byte(ed25519Hash(password)), []byte(c.hash)) == 1, true
 	case "caching_sha2_password":
 		return matchesCachingSHA2(password, c.hash)
 	case "unix_socket", "auth_socket":
 		return false, true
 	}
 	return false, false
+}
+
+// nativeHash is what mysql_native_password keeps of a password.
+func nativeHash(password string) string {
+	inner := sha1.Sum([]byte(password))
+	outer := sha1.Sum(inner[:])
+	return "*" + strings.ToUpper(hex.EncodeToString(outer[:]))
+}
+
+// ed25519Hash is what MariaDB's ed25519 keeps of a password: a public key, whose secret is the password's own hash.
+func ed25519Hash(password string) string {
+	h := sha512.Sum512([]byte(password))
+	secret, err := edwards25519.NewScalar().SetBytesWithClamping(h[:32])
+	if err != nil {
+		panic(err) // for other lengths than 32 only
+	}
+	return base64.RawStdEncoding.EncodeToString(new(edwards25519.Point).ScalarBaseMult(secret).Bytes())
 }
 
 // matchesCachingSHA2 recomputes $A$rounds$salt(20 bytes)digest(43 characters): sha256-crypt with thousands of rounds in hexadecimal.
@@ -652,8 +674,11 @@ func (m *mysqlUser) steps(ctx context.Context, host *module.Host, s *mysqlSessio
 // createAccount turns the statement that would change an account into the one that makes it, so that it never
 // exists without its password.
 func createAccount(alter string) string {
-	if strings.HasPrefix(alter, "SET PASSWORD") {
+	switch alter {
+	case "SET PASSWORD FOR ?@? = PASSWORD(?)":
 		return "CREATE USER ?@? IDENTIFIED BY ?"
+	case "SET PASSWORD FOR ?@? = ?":
+		return "CREATE USER ?@? IDENTIFIED BY PASSWORD ?"
 	}
 	return strings.Replace(alter, "ALTER USER", "CREATE USER", 1)
 }
@@ -694,7 +719,45 @@ func (m *mysqlUser) passwordStep(ctx context.Context, host *module.Host, s *mysq
 		}
 	}
 	step.args = append(step.args, m.Password)
-	return step, nil
+	return step, m.hidePassword(ctx, s, step)
+}
+
+// hidePassword has step tell the server what it will keep of the password instead of the password itself, where it takes that: MariaDB writes
+// statements into its logs as they come.
+func (m *mysqlUser) hidePassword(ctx context.Context, s *mysqlSession, step *mysqlUserStep) error {
+	var stored, statement string
+	switch m.Plugin {
+	case "ed25519":
+		stored = ed25519Hash(m.Password.Reveal())
+		statement = s.server.statement("set plugin and stored password", "plugin", mysqlIdent(m.Plugin))
+	case "", "mysql_native_password":
+		stored = nativeHash(m.Password.Reveal())
+		if m.Plugin != "" {
+			statement = s.server.statement("set plugin and stored password", "plugin", mysqlIdent(m.Plugin))
+		}
+		statement = cmp.Or(statement, s.server.statement("set stored password"))
+	}
+	if statement == "" {
+		return nil
+	}
+	set, err := s.variables(ctx, "strict_password_validation", "log_bin")
+	if err != nil {
+		return err
+	}
+	if set["strict_password_validation"] == "ON" {
+		plugins, err := s.strings(ctx, "SELECT plugin_name FROM information_schema.plugins WHERE plugin_type = 'PASSWORD VALIDATION' AND plugin_status = 'ACTIVE'")
+		if err != nil {
+			return err
+		}
+		if len(plugins) > 0 {
+			if m.SQLLogBin && set["log_bin"] == "ON" {
+				return fmt.Errorf("the server's plugin %s judges passwords and has to see them, and MariaDB writes them into the binary log: use sql_log_bin: false", plugins[0])
+			}
+			return nil
+		}
+	}
+	step.statement, step.args[len(step.args)-1] = statement, secret.New(stored)
+	return nil
 }
 
 func (a mysqlAccount) plugin() string {
@@ -907,6 +970,11 @@ func (m *mysqlUser) Apply(ctx context.Context, host *module.Host, plan module.Pl
 	steps, _ := plan.State.([]mysqlUserStep)
 	for _, step := range steps {
 		if step.secret {
+			for _, arg := range step.args {
+				if stored, ok := arg.(secret.Secret); ok {
+					s.masker.Add(stored)
+				}
+			}
 			err = s.execSecret(ctx, step.what, m.Password, step.statement, sqlArgs(step.args)...)
 		} else if err = s.exec(ctx, step.statement, step.args...); err != nil {
 			err = fmt.Errorf("cannot %s: %w", step.what, err)
