@@ -130,25 +130,38 @@ func isWord(r rune) bool { return r == '_' || unicode.IsLetter(r) || unicode.IsN
 // weight is how much of a line a word is: its columns, and nothing for spaces.
 func weight(word string) int { return width(strings.TrimSpace(word)) }
 
-// alike is how much two lines share, in percent of both; the order of the words is not looked at.
-func alike(a, b []string) int {
-	count := map[string]int{}
-	shared, all := 0, 0
-	for _, word := range a {
-		count[word]++
-		all += weight(word)
-	}
-	for _, word := range b {
-		all += weight(word)
-		if count[word] > 0 {
-			count[word]--
-			shared += 2 * weight(word)
+// bag is the words of a line without their order, and what they weigh together.
+type bag struct {
+	count map[string]int
+	sum   int
+}
+
+func newBag(words []string) bag {
+	b := bag{count: map[string]int{}}
+	for _, word := range words {
+		if n := weight(word); n > 0 {
+			b.count[word]++
+			b.sum += n
 		}
 	}
-	if all == 0 {
-		return 0
+	return b
+}
+
+// alike is how much two lines share, in percent of both.
+func alike(a, b bag) int {
+	if 200*min(a.sum, b.sum) < leastAlike*(a.sum+b.sum) || a.sum+b.sum == 0 {
+		return 0 // so little is not looked at closely
 	}
-	return shared * 100 / all
+	if len(a.count) > len(b.count) {
+		a, b = b, a
+	}
+	shared := 0
+	for word, n := range a.count {
+		if n = min(n, b.count[word]); n > 0 {
+			shared += n * weight(word)
+		}
+	}
+	return 200 * shared / (a.sum + b.sum)
 }
 
 // leastAlike is what two lines must share, in percent, for one to be the other changed.
@@ -156,8 +169,15 @@ const leastAlike = 40
 
 // pairLines finds which of the lines that go and which of those that come are the same line changed.
 func pairLines(gone, come [][]string) [][2]int {
+	var a, b []bag
+	for _, words := range gone {
+		a = append(a, newBag(words))
+	}
+	for _, words := range come {
+		b = append(b, newBag(words))
+	}
 	return align(len(gone), len(come), func(i, j int) int {
-		percent := alike(gone[i], come[j])
+		percent := alike(a[i], b[j])
 		if percent < leastAlike {
 			return 0
 		}
