@@ -528,6 +528,7 @@ type hostsView struct {
 type reach struct {
 	mu    sync.Mutex
 	hosts []*hostRun
+	maybe bool // check mode: it is not known whether the task will run
 }
 
 func (r *reach) add(h *hostRun) {

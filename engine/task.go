@@ -179,10 +179,16 @@ func (p *playRun) taskName(t *task, env vars.Env) string {
 
 // attempt runs one item of a task, again and again where until says so.
 func (p *playRun) attempt(ctx context.Context, t *task, h *hostRun, env *vars.Stack, user *string, reached *reach, e report.Event) outcome {
+	var doubtful *outcome // it is not known whether the task is to run
 	for _, w := range t.when {
 		holds, err := w.expr.EvalBool(env)
 		if err != nil {
-			return evaluation("when", w.pos, err)
+			out := evaluation("when", w.pos, err)
+			if out.result.Status != report.Unknown {
+				return out
+			}
+			doubtful = cmp.Or(doubtful, &out)
+			continue
 		}
 		if !holds {
 			out := skipped(because(w, env))
@@ -191,6 +197,12 @@ func (p *playRun) attempt(ctx context.Context, t *task, h *hostRun, env *vars.St
 			}
 			return out
 		}
+	}
+	if doubtful != nil {
+		reached.maybe = true
+		p.perform(ctx, t, h, env, user, reached, e) // for what it may make of the host
+		reached.maybe = false
+		return *doubtful
 	}
 	attempts, delay, err := p.patience(t, env)
 	if err != nil {
@@ -309,7 +321,7 @@ func (p *playRun) predict(t *task, m module.Module, target *hostRun, reached *re
 		out.notRun = true
 		out.result = report.Result{Status: report.OK, Because: "declared to change nothing; not run in check mode", HangsOn: out.result.HangsOn}
 	} else {
-		target.setPending(name, plan.Effects, plan.Unknown != "" || target.doubt != "")
+		target.setPending(name, plan.Effects, plan.Unknown != "" || target.doubt != "" || reached.maybe)
 	}
 	yetToRun := vars.Unknown{Because: hasYetToRun(name)}
 	if plan.Pending || plan.Unknown != "" {
@@ -552,7 +564,7 @@ func (h *hostRun) setPending(task string, effects []module.Effect, maybe bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, e := range effects {
-		e.Maybe, e.Task, e.Order = maybe, task, len(h.effects)+1
+		e.Maybe, e.Task, e.Order = e.Maybe || maybe, task, len(h.effects)+1
 		h.effects = append(h.effects, e)
 	}
 }

@@ -139,8 +139,10 @@ func (c *command) Check(ctx context.Context, host *module.Host) (module.Plan, er
 
 // probe finds whether the command is to run.
 func (c *command) probe(ctx context.Context, host *module.Host) (plan module.Plan, needed bool, err error) {
-	if doubt := inDoubt(host, pathKind, c.Creates, c.Removes); doubt != nil {
-		return *doubt, false, nil
+	for _, file := range []string{c.Creates, c.Removes} {
+		if p := foresee(host, file, transport.FileInfo{}); file != "" && p.doubt != "" {
+			return doubtful(p.doubt, c.effects()...), false, nil
+		}
 	}
 	creates, removes := c.Creates, c.Removes
 	idle := module.Plan{Values: commandValues(transport.Output{}, false)}
@@ -189,7 +191,7 @@ func (c *command) effects() []module.Effect {
 		if strings.HasSuffix(file, "/") {
 			kind = "directory"
 		}
-		list = append(list, fileEffect(file, pathEffect{kind: kind}))
+		list = append(list, fileEffect(file, pathEffect{kind: kind, any: true}))
 	}
 	return list
 }

@@ -52,6 +52,8 @@ func (f *file) Validate() error {
 		refuse("src", "is needed for state link", "")
 	case f.State != "link" && f.Src != "":
 		refuse("src", "goes with state link only", "")
+	case f.State == "link" && path.Clean(f.Src) == clean:
+		refuse("src", "is the link itself", "")
 	case f.State == "link" && f.Mode.Set:
 		refuse("mode", "cannot be set on a link", "")
 	case f.State == "absent" && f.owned != owned{}:
@@ -179,7 +181,10 @@ unknown=$(exec 2>&1
 ` + knownScript + `)
 if [ -n "$kind" ]; then attributes=$(stat -c '%a %U %G' -- "$p") || exit 1; fi
 if [ "$kind" = link ]; then target=$(readlink -- "$p"; echo .); target=${target%??}; fi
-printf '%s\0' "$kind" "$full" "$problem" "$dangles" "$unknown" "$attributes" "$target"
+source=
+if [ "$RB_STATE" = link ]; then source=$(cd -- "$RB_DIR" 2>/dev/null && readlink -f -- "$RB_SRC"); fi
+if [ "$kind" != link ] && [ -L "$RB_PATH" ]; then target=$(readlink -- "$RB_PATH"; echo .); target=${target%??}; fi
+printf '%s\0' "$kind" "$full" "$problem" "$dangles" "$unknown" "$attributes" "$target" "$p" "$source"
 if [ "$kind" = directory ] && [ "$RB_STATE$RB_RECURSE" = directory1 ] && [ -z "$unknown" ]; then
 	below 'for f; do printf "%s\\0%s\\0" "$(stat -c "%a %U %G %F" -- "$f")" "$f"; done' || exit 1
 fi
@@ -220,12 +225,16 @@ fi
 // looked is what lookScript said of the path.
 type looked struct {
 	transport.FileInfo
-	full    bool   // a directory that is not empty
-	problem string // why nothing can be made there
-	dangles bool   // src is not there
-	unknown string // which owner or group the host does not know
-	before  string // what differs below the directory, a line for each
-	after   string
+	full    bool                 // a directory that is not empty
+	problem string               // why nothing can be made there
+	dangles bool                 // src is not there
+	unknown string               // which owner or group the host does not know
+	path    string               // with links followed, where the state follows them
+	source  string               // the end of the chain of links that begins with src, "" if it has none
+	below   []transport.FileInfo // what differs below the directory; Target is the path
+	beneath string               // a task of this check that may have left something else to do below the directory
+	before  string               // the same as it is, a line for each
+	after   string               // and as it is to be
 }
 
 func (f *file) env() map[string]string {
@@ -251,14 +260,16 @@ func (f *file) look(ctx context.Context, host *module.Host) (looked, error) {
 		return looked{}, fmt.Errorf("cannot look at %s: %w", f.Path, err)
 	}
 	parts := bytes.Split(out.Stdout, []byte{0})
-	if len(parts) < 8 {
+	if len(parts) < 10 {
 		return looked{}, fmt.Errorf("cannot look at %s: unexpected answer %q", f.Path, out.Stdout)
 	}
 	l := looked{full: len(parts[1]) > 0, problem: string(parts[2]), dangles: len(parts[3]) > 0, unknown: string(parts[4])}
 	l.FileInfo = attributes(string(parts[5]))
-	l.Kind, l.Target = string(parts[0]), string(parts[6])
-	for i := 7; i+1 < len(parts); i += 2 {
-		l.addBelow(f, attributes(string(parts[i])), string(parts[i+1]))
+	l.Kind, l.Target, l.path, l.source = string(parts[0]), string(parts[6]), string(parts[7]), string(parts[8])
+	for i := 9; i+1 < len(parts); i += 2 {
+		info := attributes(string(parts[i]))
+		info.Target = string(parts[i+1])
+		l.below = append(l.below, info)
 	}
 	return l, nil
 }
@@ -273,7 +284,8 @@ func attributes(text string) (info transport.FileInfo) {
 	return transport.FileInfo{Mode: uint32(mode), Owner: words[1], Group: words[2], Kind: strings.Join(words[3:], " ")}
 }
 
-func (l *looked) addBelow(f *file, info transport.FileInfo, name string) {
+func (l *looked) addBelow(f *file, info transport.FileInfo) {
+	name := info.Target
 	line := func(mode uint32, owner, group string) string {
 		if strings.ContainsAny(name, "\n\r\t") {
 			name = strconv.Quote(name)
@@ -281,24 +293,22 @@ func (l *looked) addBelow(f *file, info transport.FileInfo, name string) {
 		return fmt.Sprintf("%04o %s:%s %s\n", mode, owner, group, name)
 	}
 	l.before += line(info.Mode, info.Owner, info.Group)
-	if f.Mode.Set {
-		if info.Mode = f.Mode.Bits; info.Kind != "directory" && info.Mode&0o111 == 0 {
-			info.Mode = plain(f.Mode).Bits
-		}
-	}
-	l.after += line(info.Mode, cmp.Or(f.Owner, info.Owner), cmp.Or(f.Group, info.Group))
+	info = pathEffect{owned: f.owned}.spread(info)
+	l.after += line(info.Mode, info.Owner, info.Group)
 }
 
 // Check compares what is at the path, and below it.
 func (f *file) Check(ctx context.Context, host *module.Host) (module.Plan, error) {
-	l, err := f.look(ctx, host)
+	l, doubt, err := f.foresee(ctx, host, f.Path, 0)
 	if err != nil {
 		return module.Plan{}, err
 	}
-	if plan := inDoubt(host, pathKind, f.Path); plan != nil {
-		return *plan, nil
+	if doubt != "" {
+		return doubtful(doubt, f.effect(cmp.Or(l.path, f.Path))), nil
 	}
-	f.foresee(host, &l)
+	for _, info := range l.below {
+		l.addBelow(f, info)
+	}
 	change, err := f.decide(l)
 	if err != nil {
 		return module.Plan{}, err
@@ -319,53 +329,203 @@ func (f *file) Check(ctx context.Context, host *module.Host) (module.Plan, error
 	if len(plan.Changes) > 0 && l.unknown != "" {
 		return module.Plan{}, fmt.Errorf("cannot set the owner of %s: %s", f.Path, l.unknown)
 	}
-	plan.Effects = []module.Effect{fileEffect(f.Path, f.effect(host, l))}
+	plan.Effects = []module.Effect{f.effect(l.path)}
+	if len(plan.Changes) == 0 && l.beneath != "" {
+		return doubtful(l.beneath, plan.Effects...), nil
+	}
 	return plan, nil
 }
 
-// foresee adds what earlier tasks of this check will have made.
-func (f *file) foresee(host *module.Host, l *looked) {
-	if e, _, pending := pendingPath(host, f.Path); pending {
-		l.FileInfo = e.after(l.FileInfo)
-		l.full, l.problem, l.before, l.after, l.Target = l.full && e.kind == "directory", "", "", "", string(e.content)
-		if e.kind == "directory" {
-			inside, _ := host.Effects.Find(func(one module.Effect) bool {
-				return one.Kind == pathKind && strings.HasPrefix(one.Name, path.Clean(f.Path)+"/")
-			})
-			l.full = l.full || inside.Value != nil && inside.Value.(pathEffect).kind != ""
+// follows reports whether the state is about what a link at the path leads to.
+func (f *file) follows() bool {
+	return f.State == "file" || f.State == "directory" || f.State == "touch"
+}
+
+// foresee is what will be at a path after earlier tasks of this check: where that is not known, doubt is the task that it hangs on.
+func (f *file) foresee(ctx context.Context, host *module.Host, file string, links int) (l looked, doubt string, err error) {
+	g := *f
+	g.Path = file
+	if l, err = g.look(ctx, host); err != nil || len(host.Effects) == 0 {
+		return l, "", err
+	}
+	now, resolved := l.FileInfo, l.path
+	if resolved != file {
+		now = transport.FileInfo{Kind: "link", Target: l.Target}
+	}
+	p := foresee(host, file, now)
+	if l.path = file; p.doubt != "" {
+		return l, p.doubt, nil
+	}
+	if p.Kind == "link" && f.follows() {
+		next := path.Clean(p.Target)
+		if !path.IsAbs(next) {
+			next = path.Join(path.Dir(file), next)
+		}
+		_, _, soon := pendingPath(host, next)
+		switch {
+		case links == 8 || next == path.Clean(file):
+			return l, p.by.Task, nil
+		case p.same && !soon && resolved == file: // it leads nowhere
+		case p.same && !soon:
+			l.path, p = resolved, foresee(host, resolved, l.FileInfo)
+			if p.doubt != "" {
+				return l, p.doubt, nil
+			}
+			if !p.Exists() {
+				l.path, p = file, foreseen{FileInfo: now, same: true}
+			}
+		default:
+			end, doubt, err := f.foresee(ctx, host, next, links+1)
+			if end.problem == "" && (doubt != "" || err != nil || end.Exists()) {
+				return end, doubt, err
+			}
 		}
 	}
-	if strings.HasPrefix(l.problem, noDirectory) && pendingDir(host, path.Dir(path.Clean(f.Path))) {
-		l.problem = ""
+	if p.pending {
+		was := l.FileInfo
+		if l.FileInfo = p.FileInfo; !p.same || p.Kind != was.Kind {
+			l.below = nil
+		}
 	}
-	src := f.Src
-	if src != "" && !path.IsAbs(src) {
-		src = path.Join(path.Dir(f.Path), src)
+	if p.ownerless(f.owned) {
+		return l, p.by.Task, nil
 	}
-	if e, _, pending := pendingPath(host, src); pending {
-		l.dangles = e.kind == ""
+	doubt, err = f.foreseeAround(ctx, host, &l)
+	return l, doubt, err
+}
+
+// foreseeAround is foresee for what is above and below the path, and for what a link is to point to.
+func (f *file) foreseeAround(ctx context.Context, host *module.Host, l *looked) (doubt string, err error) {
+	if !l.Exists() && f.State != "absent" {
+		of := foreseeDir
+		if f.State == "directory" {
+			of = foreseeParents
+		}
+		if l.problem, doubt = of(host, path.Dir(path.Clean(l.path)), l.problem); doubt != "" {
+			return doubt, nil
+		}
+	}
+	if doubt := f.foreseeSource(host, l); doubt != "" {
+		return doubt, nil
 	}
 	if _, pending := mayBring(host); pending {
 		l.unknown = ""
 	}
+	under, inside := host.Effects.Find(func(one module.Effect) bool {
+		return one.Kind == pathKind && strings.HasPrefix(one.Name, strings.TrimSuffix(l.path, "/")+"/")
+	})
+	if l.Kind != "directory" {
+		l.full = false
+		return "", nil
+	}
+	if !inside {
+		return "", nil
+	}
+	if f.State == "directory" && f.Recurse {
+		var left []transport.FileInfo
+		for _, info := range l.below {
+			name := info.Target
+			switch p := foresee(host, name, info); {
+			case p.doubt != "":
+				l.beneath = p.doubt
+			case p.pending && p.Kind != info.Kind && p.Exists():
+				l.beneath = p.by.Task
+			case p.Exists():
+				if want := (pathEffect{owned: f.owned}).spread(p.FileInfo); want.Mode != p.Mode || want.Owner != p.Owner || want.Group != p.Group {
+					p.FileInfo.Target = name
+					left = append(left, p.FileInfo)
+				}
+			}
+		}
+		l.below = left
+		if under, made := host.Effects.Find(func(one module.Effect) bool {
+			return one.Kind == pathKind && strings.HasPrefix(one.Name, strings.TrimSuffix(l.path, "/")+"/") && one.Value.(pathEffect).kind != ""
+		}); made {
+			l.beneath = under.Task
+		}
+		return "", nil
+	}
+	if f.State == "absent" && !f.Recurse || f.State == "link" {
+		return f.foreseeFull(ctx, host, l, under.Task)
+	}
+	return "", nil
+}
+
+// foreseeFull finds whether anything will be left in a directory.
+func (f *file) foreseeFull(ctx context.Context, host *module.Host, l *looked, last string) (doubt string, err error) {
+	out, err := host.Run(ctx, transport.Cmd{Script: `[ ! -d "$RB_PATH" ] || [ -L "$RB_PATH" ] || find "$RB_PATH" -mindepth 1 -maxdepth 1 -print0`, Env: map[string]string{"RB_PATH": l.path}})
+	if err != nil {
+		return "", fmt.Errorf("cannot look into %s: %w", l.path, err)
+	}
+	children := map[string]transport.FileInfo{}
+	for name := range strings.SplitSeq(string(out.Stdout), "\x00") {
+		if name != "" {
+			children[path.Clean(name)] = transport.FileInfo{Kind: "file"}
+		}
+	}
+	dir := path.Clean(l.path) + "/"
+	for _, one := range host.Effects {
+		if below, is := strings.CutPrefix(one.Name, dir); is && one.Kind == pathKind {
+			child, _, _ := strings.Cut(below, "/")
+			children[dir+child] = children[dir+child]
+		}
+	}
+	l.full = false
+	for child, now := range children {
+		p := foresee(host, child, now)
+		if p.doubt == "" && p.Exists() {
+			l.full = true
+			return "", nil
+		}
+		if p.doubt != "" {
+			doubt = cmp.Or(p.doubt, last)
+		}
+	}
+	return doubt, nil
+}
+
+// foreseeSource finds whether what a link is to point to will be there.
+func (f *file) foreseeSource(host *module.Host, l *looked) (doubt string) {
+	if f.State != "link" {
+		return ""
+	}
+	src := f.Src
+	if !path.IsAbs(src) {
+		src = path.Join(path.Dir(path.Clean(f.Path)), src)
+	}
+	now := transport.FileInfo{Kind: "file"}
+	if l.dangles {
+		now = transport.FileInfo{}
+	}
+	for _, one := range []string{src, l.source} {
+		p := foresee(host, one, now)
+		if one == "" || !p.pending {
+			continue
+		}
+		if p.doubt != "" || p.Kind == "link" {
+			if f.Force {
+				continue
+			}
+			return cmp.Or(p.doubt, p.by.Task)
+		}
+		if l.dangles = !p.Exists(); l.dangles {
+			return ""
+		}
+	}
+	return ""
 }
 
 // effect is what the path will be.
-func (f *file) effect(host *module.Host, l looked) pathEffect {
+func (f *file) effect(file string) module.Effect {
 	switch f.State {
 	case "absent":
-		return pathEffect{}
+		return fileEffect(f.Path, pathEffect{})
 	case "link":
-		return pathEffect{kind: "link", content: []byte(f.Src), known: true}
+		return fileEffect(f.Path, pathEffect{kind: "link", content: []byte(f.Src), known: true})
 	case "directory":
-		return pathEffect{kind: "directory", owned: f.owned}
+		return fileEffect(file, pathEffect{kind: "directory", owned: f.owned, recurse: f.Recurse})
 	}
-	e, _, pending := pendingPath(host, f.Path)
-	if !pending {
-		e = pathEffect{known: !l.Exists()}
-	}
-	e.kind, e.owned = "file", owned{Mode: f.Mode, Owner: cmp.Or(f.Owner, e.Owner), Group: cmp.Or(f.Group, e.Group)}
-	return e
+	return fileEffect(file, pathEffect{kind: "file", keep: true, known: true, owned: f.owned})
 }
 
 // decide says what has to be made or removed at the path itself.

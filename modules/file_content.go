@@ -71,21 +71,32 @@ type contentState struct {
 	info    transport.FileInfo
 	content []byte
 	write   bool
+	noDir   string // what is wrong with its directory now, "" if nothing
 }
 
 func (c content) check(ctx context.Context, host *module.Host) (module.Plan, error) {
-	st, old, err := c.read(ctx, host)
+	st, old, pending, err := c.read(ctx, host)
 	if err != nil {
 		return module.Plan{}, err
 	}
-	if plan := inDoubt(host, pathKind, st.path); plan != nil {
-		return *plan, nil
-	}
-	if e, by, pending := pendingPath(host, st.path); pending {
-		if e.kind == "file" && !e.known && !c.keep {
-			return module.Plan{Unknown: yetToRun(by.Task), Hangs: by.Task, Pending: true}, nil
+	doubt := pending.doubt
+	if doubt == "" && !st.info.Exists() && c.missing == createIt {
+		var problem string
+		if problem, doubt = foreseeDir(host, path.Dir(st.path), st.noDir); problem != "" {
+			return module.Plan{}, &refusedError{st.path, problem}
 		}
-		st.info, old = e.after(st.info), e.content
+	}
+	if doubt == "" && pending.ownerless(c.attrs.owned) {
+		doubt = pending.by.Task
+	}
+	if doubt == "" && st.info.Kind == "file" && !pending.same && !pending.known && !c.keep {
+		doubt = pending.by.Task
+	}
+	if doubt != "" {
+		return doubtful(doubt, fileEffect(st.path, pathEffect{kind: "file", owned: c.attrs.owned})), nil
+	}
+	if pending.pending && !pending.same {
+		old = pending.content
 	}
 	if st.info.Exists() && st.info.Kind != "file" {
 		return module.Plan{}, fmt.Errorf("cannot write %s: it is a %s", st.path, st.info.Kind)
@@ -115,8 +126,7 @@ func (c content) check(ctx context.Context, host *module.Host) (module.Plan, err
 			return module.Plan{}, err
 		}
 	}
-	known := !c.keep || !st.info.Exists()
-	plan.Effects = []module.Effect{fileEffect(st.path, pathEffect{kind: "file", content: st.content, known: known, owned: c.attrs.owned})}
+	plan.Effects = []module.Effect{fileEffect(st.path, pathEffect{kind: "file", content: st.content, known: true, keep: c.keep, owned: c.attrs.owned})}
 	plan.State = st
 	plan.Values = module.Values{"path": c.path, "sha256": c.sum(st)}
 	return plan, nil
@@ -127,7 +137,7 @@ func (c content) checkLate(st contentState, why string) (module.Plan, error) {
 	plan := module.Plan{Pending: true, Effects: []module.Effect{fileEffect(st.path, pathEffect{kind: "file", owned: c.attrs.owned})}}
 	switch {
 	case c.keep && st.info.Exists():
-		plan.Effects = nil
+		plan.Effects = []module.Effect{fileEffect(st.path, pathEffect{kind: "file", keep: true, owned: c.attrs.owned})}
 		plan.Changes = c.attrs.diff(c.path, st.info)
 	case st.info.Exists():
 		plan.Unknown = why
@@ -165,9 +175,10 @@ func (c content) decide(st *contentState, old []byte) error {
 
 // read finds the file at the path or at the end of its links. Of content that is secret or large only the digest is read, and of a file
 // that whole content replaces no more than a diff can show.
-func (c content) read(ctx context.Context, host *module.Host) (st contentState, old []byte, err error) {
+func (c content) read(ctx context.Context, host *module.Host) (st contentState, old []byte, pending foreseen, err error) {
 	st.path = c.path
-	for range 2 {
+	const longest = 8 // chain of links
+	for range longest {
 		r := &asking{Host: host}
 		if c.missing == createIt {
 			r.file, r.owned = st.path, c.attrs.owned
@@ -180,22 +191,45 @@ func (c content) read(ctx context.Context, host *module.Host) (st contentState, 
 		default:
 			st.info, old, err = readHead(ctx, r, st.path)
 		}
-		if r.refused != nil && !willHold(host, st.path, r.refused) {
-			return st, nil, r.refused
-		}
 		if r.refused != nil {
+			var refused bool
+			if st.noDir, refused = r.mended(st.path); refused {
+				return st, nil, pending, r.refused
+			}
 			err = nil // it is missing, as the directory is
 		}
-		if err != nil || st.info.Kind != "link" {
-			return st, old, err
-		}
-		out, err := host.Run(ctx, transport.Cmd{Args: []string{"readlink", "-f", "--", st.path}})
 		if err != nil {
-			return st, nil, fmt.Errorf("cannot follow the link %s: %w", st.path, err)
+			return st, old, pending, err
 		}
-		st.path = strings.TrimSuffix(string(out.Stdout), "\n")
+		target := st.info.Target
+		pending = foresee(host, st.path, st.info)
+		if st.info = pending.FileInfo; pending.doubt != "" || st.info.Kind != "link" {
+			return st, old, pending, nil
+		}
+		if st.path, err = follow(ctx, host, st.path, target, pending); err != nil {
+			return st, nil, pending, err
+		}
 	}
-	return st, nil, fmt.Errorf("cannot follow the link %s", c.path)
+	return st, nil, pending, fmt.Errorf("cannot follow the link %s", c.path)
+}
+
+// follow is where a link leads: to the end of its chain, or to the next path that earlier tasks of this check will have made.
+func follow(ctx context.Context, host *module.Host, file, now string, pending foreseen) (string, error) {
+	next := pending.Target
+	if !path.IsAbs(next) {
+		next = path.Join(path.Dir(file), next)
+	}
+	if next = path.Clean(next); next == path.Clean(file) {
+		return "", fmt.Errorf("cannot follow the link %s: it leads to itself", file)
+	}
+	if _, _, soon := pendingPath(host, next); soon || pending.Target != now {
+		return next, nil
+	}
+	out, err := host.Run(ctx, transport.Cmd{Args: []string{"readlink", "-f", "--", file}})
+	if err != nil {
+		return "", fmt.Errorf("cannot follow the link %s: %w", file, err)
+	}
+	return strings.TrimSuffix(string(out.Stdout), "\n"), nil
 }
 
 // readHead reads a little more of a file than is shown of one.
@@ -303,7 +337,7 @@ type asking struct {
 	*module.Host
 	file    string // "": nothing is asked
 	owned   owned
-	refused error // refusedError
+	refused *refusedError
 }
 
 // refusedError says why a file cannot be written.
@@ -311,17 +345,27 @@ type refusedError struct{ file, why string }
 
 func (e *refusedError) Error() string { return fmt.Sprintf("cannot write %s: %s", e.file, e.why) }
 
-// willHold reports whether what stands in the way of writing a file will have been mended by earlier tasks of this check.
-func willHold(host *module.Host, file string, refused error) bool {
-	var r *refusedError
-	if !errors.As(refused, &r) {
-		return false
+// mended says what is wrong with the directory, which earlier tasks of this check may mend; refused, that they do not.
+func (a *asking) mended(file string) (noDir string, refused bool) {
+	if noDir = a.refused.noDir(); noDir == "" {
+		return "", !willKnow(a.Host, a.refused)
 	}
-	if strings.HasPrefix(r.why, noDirectory) {
-		return pendingDir(host, path.Dir(file))
+	problem, _ := foreseeDir(a.Host, path.Dir(file), noDir)
+	return noDir, problem != ""
+}
+
+// noDir is what is wrong with the directory, "" if it is something else that is wrong.
+func (e *refusedError) noDir() string {
+	if strings.HasPrefix(e.why, noDirectory) || strings.HasSuffix(e.why, " is not a directory") {
+		return e.why
 	}
+	return ""
+}
+
+// willKnow reports whether a user or group that is missing may come from earlier tasks of this check.
+func willKnow(host *module.Host, refused *refusedError) bool {
 	_, pending := mayBring(host)
-	return pending && strings.HasPrefix(r.why, "there is no ")
+	return pending && strings.HasPrefix(refused.why, "there is no ")
 }
 
 // refusedCode is the exit status that tells the answer from an error of the command.
@@ -345,9 +389,11 @@ func canHold(ctx context.Context, host *module.Host, file string, o owned) error
 		"RB_DIR": path.Dir(file), "RB_OWNER": o.Owner, "RB_GROUP": o.Group,
 	}})
 	if exit := (*transport.ExitError)(nil); errors.As(err, &exit) {
-		if err = (&refusedError{file, strings.TrimSpace(string(exit.Output.Stderr))}); willHold(host, file, err) {
-			err = nil
+		refused := &refusedError{file, strings.TrimSpace(string(exit.Output.Stderr))}
+		if refused.noDir() != "" && len(host.Effects) > 0 || willKnow(host, refused) {
+			return nil // of what will be there, its directory will
 		}
+		return refused
 	}
 	return err
 }

@@ -184,11 +184,46 @@ func (w *waitFor) Check(ctx context.Context, host *module.Host) (module.Plan, er
 		return module.Plan{}, err
 	}
 	plan := module.Plan{Values: module.Values{"elapsed": 0.0}}
+	if w.Path != "" && len(host.Effects) > 0 {
+		task, sure := "", false
+		if now, task, sure = w.foresee(host, now); task != "" && !sure {
+			return doubtful(task), nil
+		}
+		if plan.Hangs = task; now == "" {
+			return plan, nil
+		}
+	}
 	if now != "" {
 		plan.Changes = []module.Change{{What: "wait for " + w.subject(), Before: now, After: w.goal()}}
 		plan.Wait = true
 	}
 	return plan, nil
+}
+
+// foresee says how earlier tasks of this check will have made the path, and the task that decides it: surely, or perhaps.
+func (w *waitFor) foresee(host *module.Host, now string) (later, task string, sure bool) {
+	before := transport.FileInfo{Kind: "file"}
+	if now == "absent" || w.state() == "absent" && now == "" {
+		before = transport.FileInfo{}
+	}
+	p := foresee(host, w.Path, before)
+	switch {
+	case !p.pending:
+		return now, "", true
+	case p.doubt != "":
+		return now, p.doubt, false
+	case p.Exists() != (w.state() == "present"):
+		return map[bool]string{true: "present", false: "absent"}[p.Exists()], p.by.Task, true
+	case w.SearchRegex == "":
+		return "", p.by.Task, true
+	case p.same && before.Exists():
+		return now, p.by.Task, true
+	case !p.known || p.Kind != "file":
+		return now, p.by.Task, false
+	case !regexp.MustCompile(w.SearchRegex).Match(p.content):
+		return "present, without a match", p.by.Task, true
+	}
+	return "", p.by.Task, true
 }
 
 // Apply looks again and again until things are as they should be, or the time is over.
