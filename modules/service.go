@@ -51,7 +51,8 @@ type service struct {
 	DaemonReload bool `yaml:"daemon_reload"`
 	// How long the service has to stay up after it was started, restarted or reloaded; 0 does not look.
 	Settle time.Duration `yaml:"settle"`
-	// Restart the service, if it is up, when one of these files changed after its main process started. For state started or running.
+	// Restart the service, if it is up, when one of these files changed after its main process started: its contents, owner or mode, or a
+	// link that was made anew, whatever time the contents carry. For state started or running.
 	RestartIf []string `yaml:"restart_if"`
 	// What manages services: systemd, sysv (scripts in /etc/init.d), or what the host has.
 	Use string `yaml:"use" choices:"auto,systemd,sysv"`
@@ -168,8 +169,10 @@ if [ "$use" = systemd ]; then
 	*SourcePath=/etc/*init.d/*) echo "isenabled=$(systemctl is-enabled -- "$name" 2>/dev/null | tail -n 1)" ;;
 	esac
 fi
+# When a file, or the link to it, became what it is. Not by the time of its contents: a file that is put back from elsewhere brings an old one along.
+changed() { { find -L "$1" -prune -printf '%C@\n' && find "$1" -prune -printf '%C@\n'; } 2>/dev/null || stat -L -c %Z "$1"; }
 for file; do
-	if [ -e "$file" ]; then echo "file=$(find -L "$file" -prune -printf '%T@' 2>/dev/null || stat -L -c %Y "$file") $file"
+	if [ -e "$file" ]; then echo "file=$(changed "$file" | sort -n | tail -n 1) $file"
 	else echo "nofile=$file"; fi
 done
 `
