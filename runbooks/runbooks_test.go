@@ -190,7 +190,7 @@ func TestTemplates(t *testing.T) {
 		"master_tls_name": "voms1.example.org", "server_id": 1, "log_bin": "/var/lib/mysql/mysql-bin", "relay_log": "/var/lib/mysql/relay-bin",
 		"binlog_keep_days": 14, "filters": "slave", "replicated": []any{"voms_my_vo", "man06_canary"},
 		"facts": map[string]any{"mysql_flavour": "mariadb", "mysql_version": "10.11.19"},
-		"item":  map[string]any{"name": "my.vo", "database": "voms_my_vo", "port": 15000}, "voms_user": "voms_query", "voms_conf_dir": "/etc/voms",
+		"item":  map[string]any{"name": "my.vo", "database": "voms_my_vo", "port": 15000}, "voms_user": "voms_query", "voms_conf_dir": "/etc/voms", "voms_account": "voms",
 		"voms_cert_dir": "/etc/grid-security/voms", "voms_log_dir": "/var/log/voms", "voms_max_seconds": 86400, "inventory_hostname": "voms1.example.org",
 		"mysql_socket_path": "/run/mysqld/mysqld.sock", "voms_library_path": "/usr/lib/voms/libvomsmysql.so", "mysql_unit": "mariadb",
 		"connection_name": "", "tunnel_unit": "man06-stunnel", "read_only": true, "voms_host": "voms1.example.org", "voms_sysconfig_path": "/etc/default/voms",
@@ -202,7 +202,7 @@ func TestTemplates(t *testing.T) {
 	}
 	sites := map[string]map[string]any{
 		"default": {},
-		"other": {"voms_sysconfig_path": "/etc/sysconfig/voms", "filters": "as-printed", "tls_crls": true, "slave_tls_names": []any{"a.example.org", "b.example.org"}, "tunnel_port": 13307,
+		"other": {"voms_conf_dir": "/opt/grid/voms", "voms_account": "vomsd", "voms_sysconfig_path": "/etc/sysconfig/voms", "filters": "as-printed", "tls_crls": true, "slave_tls_names": []any{"a.example.org", "b.example.org"}, "tunnel_port": 13307,
 			"facts":             map[string]any{"mysql_flavour": "mysql", "mysql_version": "8.0.40"},
 			"voms_library_path": "/usr/lib64/voms/libvomsmysql.so", "mysql_socket_path": "/var/lib/mysql/mysql.sock", "mysql_unit": "mysqld"},
 		"rhel": {"stunnel_user": "nobody", "stunnel_group": "nobody", "voms_library_path": "/usr/lib64/voms/libvomsmysql.so", "voms_sysconfig_path": "/etc/sysconfig/voms",
