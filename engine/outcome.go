@@ -16,6 +16,7 @@ type outcome struct {
 	values  map[string]any // what register binds
 	lost    bool           // the host could not be reached
 	away    string         // the host that could not be reached
+	on      string         // the host that it was delegated to, "" for the play's
 	planned bool           // check mode: Check returned a plan, so the values are what is known
 	notRun  bool           // check mode: declared to change nothing, so there is nothing to judge
 }

@@ -66,7 +66,7 @@ type hostRun struct {
 	}
 
 	mu      sync.Mutex
-	failed  *failure // set: it takes no further part, unless a rescue clears it
+	failed  *failure       // set: it takes no further part, unless a rescue clears it
 	effects module.Effects // check mode: what changes that have not been made would make of the host
 	// notified holds the handlers owed. In check mode the value names the unknown task that may notify one; "" is certain.
 	notified map[*task]string

@@ -67,7 +67,8 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		out = p.provisional(out, h, reached)
 		out.result.Seconds = time.Since(start).Seconds()
 		if h.doubt != "" && out.changed() {
-			out.result.Status, out.result.Because = report.Unknown, fmt.Sprintf("it runs only if %q changes something", h.doubt)
+			out.result.Status, out.result.Maybe = report.Unknown, true
+			out.result.Because = fmt.Sprintf("it runs only if %q changes something", h.doubt)
 			out.values["changed"] = vars.Unknown{Because: out.result.Because}
 		}
 		p.notifyAfter(t, h, itemEnv, &out, name)
@@ -85,8 +86,9 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		if looped && out.values != nil {
 			out.values["item"] = item
 		}
-		e.Kind, e.Result = report.TaskEnd, &out.result
+		e.Kind, e.Result, e.On = report.TaskEnd, &out.result, out.on
 		p.emit(e)
+		e.On = ""
 		all = append(all, out)
 		if ctx.Err() != nil || out.lost {
 			break
@@ -257,6 +259,9 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 		return *stop
 	}
 	reached.add(target)
+	if target != h {
+		defer func() { out.on = target.host.Name }()
+	}
 	if *user, stop = becomeUser(t, target, env); stop != nil {
 		return *stop
 	}

@@ -207,7 +207,7 @@ func (a *ahead) interrupts(e Event, r Result) {
 		if r.Status == Unknown {
 			text += "; perhaps" + after(", because ", Clean(r.Because))
 		}
-		a.interruptions = append(a.interruptions, interruption{Clean(e.Host), text + ")"})
+		a.interruptions = append(a.interruptions, interruption{Clean(cmp.Or(e.On, e.Host)), text + ")"})
 	}
 }
 

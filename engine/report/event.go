@@ -48,6 +48,7 @@ type Event struct {
 	Place   string    `json:"place,omitempty"` // file:line of the task
 	Handler bool      `json:"handler,omitempty"`
 	Host    string    `json:"host,omitempty"`
+	On      string    `json:"on,omitempty"`   // of TaskEnd: the host that the task was delegated to
 	Item    string    `json:"item,omitempty"` // label of the loop's item
 	Text    string    `json:"text,omitempty"`
 	Result  *Result   `json:"result,omitempty"`

@@ -104,7 +104,7 @@ func (t *Text) verb() string {
 func (t *Text) line(word, colour string, e Event, more string) string {
 	text := "  " + t.paint(colour, pad(word, 12)) + " "
 	if e.Host != "" {
-		text += t.paint(bold, Clean(e.Host)) + "  "
+		text += t.paint(bold, Clean(e.Host)) + after(" on ", Clean(e.On)) + "  "
 	}
 	task := taskName(e)
 	if task != "" && more != "" {
