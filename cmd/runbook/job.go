@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -131,10 +132,12 @@ func (f *jobFlags) job(books []string, check bool) (engine.Job, error) {
 			}
 		}
 	}
-	for _, src := range otherBooks(job.Books) {
-		if book, err := loadBook(src); err == nil {
-			for _, p := range book.Params {
-				params.other[p.Name] = append(params.other[p.Name], p)
+	if slices.ContainsFunc(f.settings, func(s string) bool { return strings.HasPrefix(s, "@") }) {
+		for _, src := range otherBooks(job.Books) {
+			if book, err := loadBook(src); err == nil {
+				for _, p := range book.Params {
+					params.other[p.Name] = append(params.other[p.Name], p)
+				}
 			}
 		}
 	}
