@@ -351,7 +351,7 @@ func asArgument(fixed, value any) any {
 		return value
 	}
 	if s, isSecret := value.(secret.Secret); isSecret {
-		tmpl.Text, tmpl.Secret = s.Reveal(), true
+		tmpl.Text, tmpl.Secret, tmpl.Shown = s.Reveal(), true, s.Shown()
 	} else {
 		tmpl.Text = fmt.Sprint(value)
 	}

@@ -79,7 +79,8 @@ func (c *copyFile) content() content {
 	if data == nil {
 		data = []byte{}
 	}
-	return content{path: c.dest(), attrs: c.written, whole: data, secret: isSecret, keep: !c.Force, late: "content"}
+	hidden, _ := c.Content.(secret.Secret)
+	return content{path: c.dest(), attrs: c.written, whole: data, secret: isSecret, shows: hidden.Shown(), keep: !c.Force, late: "content"}
 }
 
 // Check compares the content, mode and owner.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -44,7 +45,8 @@ const maxShown = 1 << 20
 type content struct {
 	path   string
 	attrs  written
-	secret bool // the content is never shown
+	secret bool // a secret is in the content: of the lines that differ, only what shows has is shown
+	shows  string
 	// whole is the content, when it does not depend on the old one.
 	whole []byte
 	// edit makes the new content of the old one; nil means whole.
@@ -173,7 +175,7 @@ func (c content) decide(st *contentState, old []byte) error {
 	return nil
 }
 
-// read finds the file at the path or at the end of its links. Of content that is secret or large only the digest is read, and of a file
+// read finds the file at the path or at the end of its links. Of content that is large only the digest is read, and of a file
 // that whole content replaces no more than a diff can show.
 func (c content) read(ctx context.Context, host *module.Host) (st contentState, old []byte, pending foreseen, err error) {
 	st.path = c.path
@@ -186,7 +188,7 @@ func (c content) read(ctx context.Context, host *module.Host) (st contentState, 
 		switch {
 		case c.edit != nil:
 			st.info, old, err = transport.ReadFile(ctx, r, st.path, 8*maxShown)
-		case c.secret || len(c.whole) > maxShown:
+		case len(c.whole) > maxShown:
 			st.info, err = transport.Stat(ctx, r, st.path, true)
 		default:
 			st.info, old, err = readHead(ctx, r, st.path)
@@ -255,7 +257,62 @@ func (c content) change(st contentState, old []byte) module.Change {
 	if !st.info.Exists() {
 		change.What = "create " + c.path
 	}
+	if c.secret {
+		c.conceal(&change, old, st)
+	}
 	return change
+}
+
+const notShown = "(line not shown)"
+
+// conceal makes a change of content that holds a secret fit to be shown: lines that stay as they are, and of those that come what is
+// known to be no secret. Lines that go may hold an earlier secret, which nobody knows by now.
+func (c content) conceal(change *module.Change, old []byte, st contentState) {
+	if change.Before != string(old) || change.After != string(st.content) {
+		change.Before, change.After = "(secret)", "(secret)" // too large or no text
+		if !st.info.Exists() {
+			change.Before = ""
+		}
+		return
+	}
+	// What is shown of a line that is in the new content, by the line.
+	shows := map[string]string{}
+	lines := slices.Collect(strings.Lines(change.After))
+	masked := slices.Collect(strings.Lines(c.shows))
+	for i, line := range lines {
+		switch {
+		case c.edit != nil:
+			shows[line] = notShown + "\n"
+		case len(masked) == len(lines):
+			shows[line] = masked[i]
+		case slices.Contains(masked, line): // a secret of several lines is somewhere
+			shows[line] = line
+		}
+	}
+	if c.edit != nil {
+		for line := range strings.Lines(change.Before) {
+			if _, stays := shows[line]; stays {
+				shows[line] = line
+			}
+		}
+	}
+	if change.After = hide(change.After, shows); c.edit == nil {
+		change.After = c.shows
+	}
+	change.Before = hide(change.Before, shows)
+}
+
+// hide replaces each line by what is shown of it.
+func hide(text string, shows map[string]string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		shown, known := shows[line]
+		if !known {
+			shown = notShown + "\n"
+		}
+		b.WriteString(shown)
+	}
+	return b.String()
 }
 
 // shown is content as a change shows it.
@@ -263,8 +320,6 @@ func (c content) shown(data []byte, info transport.FileInfo) string {
 	switch {
 	case !info.Exists():
 		return ""
-	case c.secret:
-		return "(secret)"
 	case info.SHA256 != "":
 		return fmt.Sprintf("(%d bytes, SHA-256 %s)", info.Size, info.SHA256)
 	case info.Size > maxShown:

@@ -9,10 +9,7 @@ import (
 // pendingVariable is the value that a server variable will have once earlier tasks of this check have written option files and
 // restarted the server, and the task of the restart; by is "" if no such file sets it. An option without a value is ON.
 func pendingVariable(host *module.Host, name string) (value, by string) {
-	restart, _ := host.Effects.Find(func(e module.Effect) bool {
-		server := strings.HasPrefix(e.Name, "mariadb") || strings.HasPrefix(e.Name, "mysql")
-		return e.Kind == unitKind && server && e.Value.(unitEffect).started
-	})
+	restart := pendingRestart(host)
 	for _, e := range host.Effects {
 		if e.Kind != pathKind || e.Order > restart.Order || e.Maybe || !strings.HasSuffix(e.Name, ".cnf") {
 			continue
@@ -22,6 +19,15 @@ func pendingVariable(host *module.Host, name string) (value, by string) {
 		}
 	}
 	return value, by
+}
+
+// pendingRestart is the last start of the database's server among the effects; its Order is 0 if there is none.
+func pendingRestart(host *module.Host) module.Effect {
+	restart, _ := host.Effects.Find(func(e module.Effect) bool {
+		server := strings.HasPrefix(e.Name, "mariadb") || strings.HasPrefix(e.Name, "mysql")
+		return e.Kind == unitKind && server && e.Value.(unitEffect).started
+	})
+	return restart
 }
 
 // optionOf is the last value of a server option in the text of an option file.

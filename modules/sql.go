@@ -220,6 +220,9 @@ func (m *sqlModule) hangs(host *module.Host) string {
 	kinds := []string{sqlKind, databaseKind, replicationKind, module.Anything}
 	if strings.Contains(text, "@@") || strings.Contains(strings.ToLower(text), "variables") {
 		kinds = append(kinds, variableKind)
+		if restart := pendingRestart(host); restart.Order > 0 {
+			return restart.Task // which reads option files, whoever wrote them
+		}
 	}
 	if m.Database == "mysql" || aboutAccounts.MatchString(text) {
 		kinds = append(kinds, accountKind)

@@ -20,7 +20,7 @@ func init() { register("template", func() module.Module { return &template{Force
 //	  - name: restart stunnel
 //	    service: {name: stunnel, state: restarted}
 type template struct {
-	// Template beside the runbook. It is compiled when the runbook is loaded; a template that uses a secret is never shown.
+	// Template beside the runbook. It is compiled when the runbook is loaded; secrets in it are masked in a diff, and lines that go are not shown then.
 	Src module.Template `yaml:"src" required:"true" late:"true"`
 	// Path of the file on the host.
 	Dest string `yaml:"dest" required:"true"`
@@ -33,7 +33,7 @@ type template struct {
 func (m *template) Validate() error { return m.written.validate(m.Dest, "dest") }
 
 func (m *template) content() content {
-	return content{path: m.Dest, attrs: m.written, whole: []byte(m.Src.Text), secret: m.Src.Secret, keep: !m.Force, late: "src"}
+	return content{path: m.Dest, attrs: m.written, whole: []byte(m.Src.Text), secret: m.Src.Secret, shows: m.Src.Shown, keep: !m.Force, late: "src"}
 }
 
 // Check compares the content, mode and owner.

@@ -21,7 +21,8 @@ func (m Mode) String() string {
 type Template struct {
 	Path   string // as written
 	Text   string // rendered
-	Secret bool   // the text holds a secret: it is never shown in a diff
+	Secret bool   // the text holds a secret, and is never shown
+	Shown  string // of a text that holds a secret: the same with a mask in its places
 }
 
 // Content is an argument that names a file beside the runbook, read when the book is loaded.

@@ -20,10 +20,21 @@ import (
 const Mask = "***"
 
 // Secret is a value that no printer, encoder or formatter shows. The zero value is the empty secret.
-type Secret struct{ value string }
+type Secret struct{ value, shown string }
 
 // New makes a secret of value.
-func New(value string) Secret { return Secret{value} }
+func New(value string) Secret { return Secret{value: value} }
+
+// Within makes a secret of a text that holds secrets. shown is the same text with Mask in their places.
+func Within(value, shown string) Secret { return Secret{value, shown} }
+
+// Shown is what may be shown of the value: the text around secrets, or no more than Mask.
+func (s Secret) Shown() string {
+	if s.shown == "" {
+		return Mask
+	}
+	return s.shown
+}
 
 // Reveal returns the value. Call it only where the bytes leave for their destination.
 func (s Secret) Reveal() string { return s.value }

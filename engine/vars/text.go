@@ -177,9 +177,10 @@ func (t *text) eval(r *run, bound *locals) (any, error) {
 	return out.value(), nil
 }
 
-// output collects text and whether a secret went into it.
+// output collects text, whether a secret went into it, and the text without the secrets.
 type output struct {
 	strings.Builder
+	shown  strings.Builder
 	secret bool
 }
 
@@ -189,12 +190,14 @@ func (o *output) add(v any) error {
 	if isSecret {
 		o.secret = true
 		o.WriteString(s.Reveal())
+		o.shown.WriteString(s.Shown())
 	} else {
 		text, err := render(v)
 		if err != nil {
 			return err
 		}
 		o.WriteString(text)
+		o.shown.WriteString(text)
 	}
 	if o.Len() > maxBytes {
 		return errTooLarge
@@ -204,7 +207,7 @@ func (o *output) add(v any) error {
 
 func (o *output) value() any {
 	if o.secret {
-		return secret.New(o.String())
+		return secret.Within(o.String(), o.shown.String())
 	}
 	return o.String()
 }

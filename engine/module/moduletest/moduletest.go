@@ -44,6 +44,7 @@ import (
 	"golang.org/x/tools/txtar"
 
 	"runbook/engine/module"
+	"runbook/engine/secret"
 	"runbook/engine/spec"
 	"runbook/engine/transport"
 )
@@ -294,8 +295,9 @@ func (c *testCase) engineType(t *testing.T, f module.Field, value any) any {
 	switch reflect.Zero(f.GoType).Interface().(type) {
 	case module.Template:
 		text := c.attachment(t, value)
-		shown := secretHole.ReplaceAllStringFunc(text, func(hole string) string { return c.reveal(hole) })
-		return module.Template{Path: fmt.Sprint(value), Text: shown, Secret: shown != text}
+		rendered := secretHole.ReplaceAllStringFunc(text, func(hole string) string { return c.reveal(hole) })
+		shown := secretHole.ReplaceAllLiteralString(text, secret.Mask)
+		return module.Template{Path: fmt.Sprint(value), Text: rendered, Secret: rendered != text, Shown: shown}
 	case module.Content:
 		return module.Content{Path: fmt.Sprint(value), Data: []byte(c.attachment(t, value))}
 	case []module.Condition:
