@@ -18,7 +18,9 @@ type outcome struct {
 	away    string         // the host that could not be reached
 	on      string         // the host that it was delegated to, "" for the play's
 	planned bool           // check mode: Check returned a plan, so the values are what is known
-	notRun  bool           // check mode: declared to change nothing, so there is nothing to judge
+	// check mode: it is known what the task will make of the host if it runs
+	foreseen bool
+	notRun   bool // check mode: declared to change nothing, so there is nothing to judge
 }
 
 func (o *outcome) changed() bool {

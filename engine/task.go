@@ -39,6 +39,7 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		name := p.taskName(t, env)
 		if stop.result.Status == report.Unknown {
 			_ = p.notify(t, h, env, name) // a name that hangs on the loop's item is not known either
+			p.mayDo(t, h, *stop, name)
 		}
 		e := p.taskEvent(report.TaskEnd, t, h, name, "")
 		e.Result = &stop.result
@@ -82,6 +83,9 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		}
 		if out.result.Status == report.Unknown && !out.planned {
 			out.values = unknownResult(t, out.result.Because)
+			if !out.foreseen {
+				p.mayDo(t, h, out, name)
+			}
 		}
 		if looped && out.values != nil {
 			out.values["item"] = item
@@ -95,6 +99,30 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		}
 	}
 	return p.finish(ctx, t, h, env, all, looped, begin)
+}
+
+// mayDo notes that nobody knows what a task will make of its host.
+func (p *playRun) mayDo(t *task, h *hostRun, out outcome, name string) {
+	if target := p.run.hosts[out.on]; target != nil {
+		h = target
+	}
+	if !neverChanges(t) && !t.readsOnly() {
+		h.setPending(name, nil, true)
+	}
+}
+
+// readsOnly reports whether a task changes nothing, by the arguments that are written out.
+func (t *task) readsOnly() bool {
+	m := t.factory()
+	args := map[string]any{}
+	for _, a := range t.args {
+		if v, ok := a.constant(); ok {
+			args[a.name] = v
+		}
+	}
+	_ = module.DecodePartial(m, args, nil) // what is missing is no matter here
+	reader, ok := m.(module.Reader)
+	return ok && reader.ReadsOnly()
 }
 
 // notifyAfter notifies the handlers of a task that changed something, or may.
@@ -202,8 +230,9 @@ func (p *playRun) attempt(ctx context.Context, t *task, h *hostRun, env *vars.St
 	}
 	if doubtful != nil {
 		reached.maybe = true
-		p.perform(ctx, t, h, env, user, reached, e) // for what it may make of the host
+		would := p.perform(ctx, t, h, env, user, reached, e) // for what it may make of the host
 		reached.maybe = false
+		doubtful.foreseen = would.planned || would.result.Status == report.OK
 		return *doubtful
 	}
 	attempts, delay, err := p.patience(t, env)

@@ -66,3 +66,6 @@ func (a *assert) Apply(_ context.Context, _ *module.Host, plan module.Plan) (mod
 func (*assert) Returns() []module.Return {
 	return []module.Return{{Name: "msg", Type: "string", Help: "success_msg"}}
 }
+
+// ReadsOnly tells the engine that it changes nothing.
+func (*assert) ReadsOnly() bool { return true }

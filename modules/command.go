@@ -267,3 +267,6 @@ func (*command) Returns() []module.Return {
 		{Name: "stderr", Type: "string", Help: "what it wrote on standard error, without the final newlines"},
 	}
 }
+
+// ReadsOnly tells the engine that it changes nothing if it was told so.
+func (c *command) ReadsOnly() bool { return c.Read }

@@ -189,8 +189,16 @@ printf 'S %s\n' "$(stat -c '%s %Y' -- "$1")"
 	if by, pending := host.Effects.Last(dumpKind, m.Dest); pending && by.Value == m.record() {
 		return module.Plan{Values: m.values(nil), Hangs: by.Task}, nil // an earlier task of this check takes the same one
 	}
-	if on, by := pendingVariable(host, "log_bin"); by != "" && on != "OFF" {
-		vars["log_bin"], record = "ON", nil // no dump from before the server wrote a binary log has coordinates
+	if vars["log_bin"] != "ON" && pendingRestart(host).Order > 0 {
+		on, by := pendingVariable(host, "log_bin")
+		if by == "" {
+			if on, _, err = optionOnDisk(ctx, host, "log_bin"); err != nil {
+				return module.Plan{}, err
+			}
+		}
+		if on != "" && on != "OFF" {
+			vars["log_bin"], record = "ON", nil // no dump from before the server wrote a binary log has coordinates
+		}
 	}
 	if m.MasterData && vars["log_bin"] != "ON" {
 		return module.Plan{}, errors.New("cannot take a dump with coordinates: the server writes no binary log (log_bin is off)")

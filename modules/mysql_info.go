@@ -352,3 +352,9 @@ func (m *mysqlWaitPosition) Apply(ctx context.Context, host *module.Host, _ modu
 	}
 	return status.values(), nil
 }
+
+// ReadsOnly tells the engine that it changes nothing.
+func (*mysqlInfo) ReadsOnly() bool { return true }
+
+// ReadsOnly tells the engine that it changes nothing.
+func (*mysqlWaitPosition) ReadsOnly() bool { return true }

@@ -1,6 +1,8 @@
 package modules
 
 import (
+	"context"
+	"fmt"
 	"strings"
 
 	"runbook/engine/module"
@@ -28,6 +30,18 @@ func pendingRestart(host *module.Host) module.Effect {
 		return e.Kind == unitKind && server && e.Value.(unitEffect).started
 	})
 	return restart
+}
+
+// optionOnDisk is a server option as the server's next start will find it in the host's option files.
+func optionOnDisk(ctx context.Context, host *module.Host, name string) (value string, set bool, err error) {
+	out, err := hostScript(ctx, host, `for p in my_print_defaults mariadb-print-defaults; do
+	if command -v "$p" >/dev/null; then "$p" server mysqld mariadb mariadbd || exit 1; exit 0; fi
+done`)
+	if err != nil {
+		return "", false, fmt.Errorf("cannot read the server's option files: %w", err)
+	}
+	value, set = optionOf("[server]\n"+strings.ReplaceAll("\n"+string(out.Stdout), "\n--", "\n"), name)
+	return value, set, nil
 }
 
 // optionOf is the last value of a server option in the text of an option file.

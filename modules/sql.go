@@ -442,3 +442,6 @@ func sqlEqual(want, got any) bool {
 	}
 	return reflect.DeepEqual(want, got)
 }
+
+// ReadsOnly tells the engine that it changes nothing if it was told so.
+func (m *sqlModule) ReadsOnly() bool { return m.Read }

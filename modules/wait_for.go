@@ -271,3 +271,6 @@ func pause(ctx context.Context, d time.Duration) error {
 func (*waitFor) Returns() []module.Return {
 	return []module.Return{{Name: "elapsed", Type: "float", Help: "seconds that were waited"}}
 }
+
+// ReadsOnly tells the engine that it changes nothing.
+func (*waitFor) ReadsOnly() bool { return true }

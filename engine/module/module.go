@@ -33,6 +33,11 @@ type Validator interface {
 	Validate() error
 }
 
+// Reader is a module that knows whether, with its arguments, it only reads.
+type Reader interface {
+	ReadsOnly() bool
+}
+
 // Returner is a module that documents what it returns beyond the common fields.
 type Returner interface {
 	Returns() []Return
