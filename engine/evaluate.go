@@ -363,6 +363,9 @@ func conditions(a arg, env *vars.Stack) ([]module.Condition, *outcome) {
 	for _, one := range a.conds {
 		holds, err := one.expr.EvalBool(env)
 		if err != nil {
+			if slices.ContainsFunc(list, func(c module.Condition) bool { return !c.Value }) {
+				break // what this one needs may be what the false one before it asks for
+			}
 			out := evaluation(a.name, one.pos, err)
 			return nil, &out
 		}

@@ -22,7 +22,8 @@ func init() { register("assert", func() module.Module { return &assert{Severity:
 //	      that: cert.stdout contains "does match"
 //	      msg: "/etc/grid-security/hostcert.pem is not a certificate for {{ inventory_hostname }}: ask the CA for one"
 type assert struct {
-	// Conditions that must all hold: bare expressions, without {{ }}.
+	// Conditions that must all hold: bare expressions, without {{ }}, in order. One that cannot be computed is no mistake behind one that
+	// is false.
 	That []module.Condition `yaml:"that" required:"true" short:"true"`
 	// Sentence for when one does not hold: what is wrong, and what to do about it.
 	Msg string `yaml:"msg"`
