@@ -22,7 +22,7 @@ bench: go
 doc: go
 	go run ./cmd/runbook docs docs
 
-# MAN06 on two hosts of this machine, from nothing to a proven replication.
+# MAN06 on hosts of this machine, from nothing to a replication and a VOMS pair that outlives its first server.
 demo: deps programs
 	bin/demo
 

@@ -467,7 +467,9 @@ func (f *file) foreseeFull(ctx context.Context, host *module.Host, l *looked, la
 	for _, one := range host.Effects {
 		if below, is := strings.CutPrefix(one.Name, dir); is && one.Kind == pathKind {
 			child, _, _ := strings.Cut(below, "/")
-			children[dir+child] = children[dir+child]
+			if _, there := children[dir+child]; !there {
+				children[dir+child] = transport.FileInfo{}
+			}
 		}
 	}
 	l.full = false
