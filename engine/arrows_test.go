@@ -21,6 +21,7 @@ func TestArrows(t *testing.T) {
 		"runbook/engine/spec":              {},
 		"runbook/engine/report":            {},
 		"runbook/engine/secret":            {},
+		"runbook/engine/journal":           {},
 		"runbook/runbooks":                 {},
 		"runbook/inventory":                {"runbook/engine/spec", "runbook/engine/secret"},
 	}

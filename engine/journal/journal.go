@@ -1,0 +1,207 @@
+// Package journal keeps the record of a run: a file of JSON lines that survives the loss of the controller at any instant, so that the run
+// can be taken up again, and what it owes is not forgotten.
+//
+// A line is one Record. It ends with a sum over itself and the sum of the line before, so the lines are a chain: a flipped bit, a line that
+// is missing, doubled or moved is found with its offset, and nothing behind it is believed. Only the end of a file may be ragged: a last line
+// without its newline was being written when the run died, nobody was told that it was on disk, and it is dropped.
+//
+// A record has one writer, who holds a lock on the file for as long as it lives; the kernel drops the lock with the process. Commit returns
+// when its record and all before it are on disk. Callers that meet share one write and one sync. After an error of the disk nothing is
+// accepted any more: what a failed sync has left behind cannot be known, so the run must stop as if it had crashed.
+//
+// Records are ordered by their number. Their times are for people.
+//
+// The state directory holds
+//
+//	runs/ID.jsonl      the record of a run
+//	runs/ID.holder     who holds its lock, for the message to a second operator; it means nothing without the lock
+//	imported/ID.jsonl  the record of a run of another controller, to read only
+package journal
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// Format is the number of the format that this package writes, and the only one it reads. It changes when the meaning of a record does.
+// The first line, which bears it, is summed alike in every format.
+const Format = 1
+
+// MaxLine is the most bytes that a record may have as a line.
+const MaxLine = 64 << 20
+
+// Kind says what a record tells.
+type Kind string
+
+// The kinds. Run is the first record and no other; after Close only Resume follows.
+const (
+	KindRun     Kind = "run"
+	KindFacts   Kind = "facts"
+	KindBegin   Kind = "begin"
+	KindEnd     Kind = "end"
+	KindNote    Kind = "note"
+	KindSettled Kind = "settled"
+	KindResume  Kind = "resume"
+	KindClose   Kind = "close"
+)
+
+// Record is one line. Exactly the field that fits Kind is set.
+type Record struct {
+	N       int       `json:"n"`    // from 1, without gaps; the writer counts
+	Time    time.Time `json:"time"` // the writer fills it in if it is zero
+	Kind    Kind      `json:"kind"`
+	Run     *Run      `json:"run,omitempty"`
+	Facts   *Facts    `json:"facts,omitempty"`
+	Begin   *Begin    `json:"begin,omitempty"`
+	End     *End      `json:"end,omitempty"`
+	Note    *Note     `json:"note,omitempty"`
+	Settled *Settled  `json:"settled,omitempty"`
+	Resume  *Resume   `json:"resume,omitempty"`
+	Close   *Close    `json:"close,omitempty"`
+}
+
+// Run is what was started, by whom and from where.
+type Run struct {
+	Format     int      `json:"format"`
+	ID         string   `json:"id"`
+	Version    string   `json:"version"` // of the program
+	Dir        string   `json:"dir"`     // the working directory
+	Args       []string `json:"args"`    // of the program; no secret can be in them
+	User       string   `json:"user"`
+	Controller string   `json:"controller"`
+	PID        int      `json:"pid"`
+	Books      []Book   `json:"books"`
+	Inventory  string   `json:"inventory,omitempty"` // digest
+	Hosts      []string `json:"hosts"`
+}
+
+// Book is a runbook as it was when the run began.
+type Book struct {
+	Path   string `json:"path"`
+	Title  string `json:"title"`
+	Digest string `json:"digest"`
+	Tasks  []Task `json:"tasks"`
+}
+
+// Task is a task or handler of a book.
+type Task struct {
+	ID     string `json:"id"`
+	Play   string `json:"play,omitempty"`
+	Name   string `json:"name"`
+	Digest string `json:"digest"`
+}
+
+// Facts are what a host said of itself, and the boot in which it said so.
+type Facts struct {
+	Host   string          `json:"host"`
+	BootID string          `json:"boot_id,omitempty"`
+	Values json.RawMessage `json:"values,omitempty"`
+}
+
+// Key says which doing of which task: Nth counts the doings of the same item in a run (handlers), from 1.
+type Key struct {
+	Task string `json:"task"`
+	Host string `json:"host"`
+	Item string `json:"item,omitempty"`
+	Nth  int    `json:"nth"`
+}
+
+// Begin is written before a task may change its host.
+type Begin struct {
+	Key
+	Name   string   `json:"name"`
+	Digest string   `json:"digest"`
+	Job    string   `json:"job,omitempty"`    // of a long step on its host
+	Notify []string `json:"notify,omitempty"` // handlers that are owed if the end is never written, for then it may have changed its host
+}
+
+// End is how a task came out.
+type End struct {
+	Key
+	Name     string          `json:"name"`
+	Digest   string          `json:"digest"`
+	Status   string          `json:"status"`
+	Result   json.RawMessage `json:"result,omitempty"`
+	Values   json.RawMessage `json:"values,omitempty"`
+	Withheld bool            `json:"withheld,omitempty"` // the values held secrets and are not here
+	Notified []string        `json:"notified,omitempty"` // task ids of handlers
+	Effect   bool            `json:"effect,omitempty"`   // a Begin was written
+}
+
+// Note is a remark for whoever reads the record.
+type Note struct {
+	Text string `json:"text"`
+}
+
+// Settled says that a handler which another run owed has been done in this one.
+type Settled struct {
+	Run     string `json:"run"`
+	Host    string `json:"host"`
+	Handler string `json:"handler"`
+	N       int    `json:"at"` // Debt.N: what that run came to owe later is not paid
+}
+
+// Resume says that a run was taken up again, and what a person decided.
+type Resume struct {
+	Version    string   `json:"version"`
+	PID        int      `json:"pid"`
+	User       string   `json:"user"`
+	Controller string   `json:"controller"`
+	Rerun      []string `json:"rerun,omitempty"`
+	MarkDone   []string `json:"mark_done,omitempty"`
+}
+
+// The ways in which a run is closed.
+const (
+	Done        = "done"
+	Failed      = "failed"
+	Interrupted = "interrupted"
+)
+
+// Close is the last record of a run that came to its end, whichever.
+type Close struct {
+	Status string          `json:"status"`
+	Totals json.RawMessage `json:"totals,omitempty"`
+	Owed   []Owed          `json:"owed,omitempty"`
+	Text   string          `json:"text,omitempty"` // the closing page
+}
+
+// Owed is a handler that was notified and has not been done.
+type Owed struct {
+	Host    string `json:"host"`
+	Book    string `json:"book"`
+	Play    string `json:"play,omitempty"`
+	Handler string `json:"handler"` // task id
+	Name    string `json:"name"`
+	Unsure  bool   `json:"unsure,omitempty"` // the task that notifies it was under way when the run died: it may have changed its host
+}
+
+// follows says what is wrong with r as the n-th record, behind one of the kind last.
+func (r *Record) follows(last Kind, n int) error {
+	fields := map[Kind]bool{KindRun: r.Run != nil, KindFacts: r.Facts != nil, KindBegin: r.Begin != nil, KindEnd: r.End != nil,
+		KindNote: r.Note != nil, KindSettled: r.Settled != nil, KindResume: r.Resume != nil, KindClose: r.Close != nil}
+	if set, known := fields[r.Kind]; !known {
+		return fmt.Errorf("no record is of the kind %q", r.Kind)
+	} else if !set {
+		return fmt.Errorf("a record of the kind %q tells nothing", r.Kind)
+	}
+	for kind, set := range fields {
+		if set && kind != r.Kind {
+			return fmt.Errorf("a record of the kind %q also has what fits %q", r.Kind, kind)
+		}
+	}
+	switch {
+	case r.N != n:
+		return fmt.Errorf("record %d stands where %d should", r.N, n)
+	case n == 1 && r.Kind != KindRun:
+		return fmt.Errorf("it begins with a record of the kind %q", r.Kind)
+	case n > 1 && r.Kind == KindRun:
+		return fmt.Errorf("a second run begins in it")
+	case r.Kind == KindSettled && r.Settled.N < 1:
+		return fmt.Errorf("a record that a debt is settled does not say as of which record of the other run")
+	case last == KindClose && r.Kind != KindResume:
+		return fmt.Errorf("a record of the kind %q follows after the end of the run", r.Kind)
+	}
+	return nil
+}

@@ -1,0 +1,189 @@
+package journal
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+)
+
+// Debt is a handler that a run owes.
+type Debt struct {
+	Run string
+	N   int // of the record in which it came to owe it
+	Owed
+}
+
+// Debts returns the handlers that runs which died, failed or were interrupted owe to hosts (all hosts, if hosts is nil), the oldest run first,
+// less what Settled records of other runs have paid. A run that is being written owes nothing yet, an imported one owes it elsewhere.
+//
+// Where a record is damaged, what it owes before the damage is returned too, together with an error that names it.
+func Debts(stateDir string, hosts []string) ([]Debt, error) {
+	s, err := at(stateDir)
+	if err != nil {
+		return nil, err
+	}
+	all, err := s.list()
+	if err != nil {
+		return nil, err
+	}
+	debts, err := s.owed(all)
+	if hosts != nil {
+		debts = slices.DeleteFunc(debts, func(d Debt) bool { return !slices.Contains(hosts, d.Host) })
+	}
+	return debts, err
+}
+
+func (s state) owed(all []Info) ([]Debt, error) {
+	var debts []Debt
+	var errs []error
+	for _, info := range all {
+		switch {
+		case info.Imported || info.Status == Running:
+		case info.Close != nil:
+			for _, o := range info.Close.Owed {
+				debts = append(debts, Debt{Run: info.ID, N: info.Records, Owed: o})
+			}
+		default:
+			more, err := owedByDead(info)
+			debts = append(debts, more...)
+			errs = append(errs, err)
+		}
+	}
+	if len(debts) == 0 {
+		return nil, errors.Join(errs...)
+	}
+	type debt struct{ run, host, handler string }
+	paid := map[debt]int{}
+	for _, info := range all {
+		if info.Imported {
+			continue
+		}
+		err := settled(info.Path, func(p Settled) {
+			k := debt{p.Run, p.Host, p.Handler}
+			paid[k] = max(paid[k], p.N)
+		})
+		if info.Close != nil || info.Status == Running { // of the others it has been told
+			errs = append(errs, err)
+		}
+	}
+	debts = slices.DeleteFunc(debts, func(d Debt) bool { return d.N <= paid[debt{d.Run, d.Host, d.Handler}] })
+	slices.SortStableFunc(debts, func(a, b Debt) int { return cmp.Or(cmp.Compare(a.Run, b.Run), a.N-b.N) })
+	return debts, errors.Join(errs...)
+}
+
+// pays tells whether a handler that ended so has had its turn.
+func pays(status string) bool { return status == "ok" || status == "changed" || status == "skipped" }
+
+// owedByDead follows a record: what was notified on a host, less what the handler has done there since.
+func owedByDead(info Info) ([]Debt, error) {
+	type handler struct{ host, task string }
+	type name struct{ book, play, name string }
+	owed := map[handler]int{}
+	open := map[Key]Record{}
+	names := map[string]name{}
+	in, err := os.Open(info.Path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read what the run %s owes: %w", info.ID, err)
+	}
+	defer in.Close()
+	err = newReader(in, info.Path).each(func(r Record) error {
+		switch r.Kind {
+		case KindRun:
+			for _, b := range r.Run.Books {
+				for _, t := range b.Tasks {
+					names[t.ID] = name{b.Path, t.Play, t.Name}
+				}
+			}
+		case KindBegin:
+			open[r.Begin.Key] = r
+		case KindEnd:
+			delete(open, r.End.Key)
+			if pays(r.End.Status) {
+				delete(owed, handler{r.End.Host, r.End.Task})
+			}
+			for _, id := range r.End.Notified {
+				owed[handler{r.End.Host, id}] = r.N
+			}
+		}
+		return nil
+	})
+	debt := func(host, id string, n int, unsure bool) Debt {
+		t := names[id]
+		return Debt{Run: info.ID, N: n, Owed: Owed{Host: host, Book: t.book, Play: t.play, Handler: id, Name: t.name, Unsure: unsure}}
+	}
+	var out []Debt
+	for h, n := range owed {
+		out = append(out, debt(h.host, h.task, n, false))
+	}
+	unsure := map[handler]int{}
+	for _, r := range open {
+		for _, id := range r.Begin.Notify {
+			h := handler{r.Begin.Host, id}
+			if _, sure := owed[h]; !sure {
+				unsure[h] = max(unsure[h], r.N)
+			}
+		}
+	}
+	for h, n := range unsure {
+		out = append(out, debt(h.host, h.task, n, true))
+	}
+	// Handlers run in the order of their book; tasks were numbered in it, and maps have none.
+	order := map[string]int{}
+	for _, b := range info.Run.Books {
+		for _, t := range b.Tasks {
+			order[t.ID] = len(order)
+		}
+	}
+	slices.SortFunc(out, func(a, b Debt) int {
+		return cmp.Or(cmp.Compare(a.Host, b.Host), order[a.Handler]-order[b.Handler], cmp.Compare(a.Handler, b.Handler))
+	})
+	return out, err
+}
+
+// peek decodes a line without asking what stands before it.
+func peek(line []byte) (rec Record, err error) {
+	if err := json.Unmarshal(line, &rec); err != nil {
+		return Record{}, err
+	}
+	last := KindNote
+	switch rec.Kind {
+	case KindRun:
+		last = ""
+	case KindResume:
+		last = KindClose
+	}
+	return rec, rec.follows(last, rec.N)
+}
+
+// settled calls f for what a run has paid for others. The chain is verified, but only the lines that matter are decoded.
+func settled(path string, f func(Settled)) error {
+	in, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("cannot read what a run has settled: %w", err)
+	}
+	defer in.Close()
+	r := newReader(in, path)
+	for {
+		line, err := r.next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if bytes.Contains(line, []byte(`"kind":"settled"`)) {
+			rec, err := peek(line)
+			if err != nil {
+				return r.corrupt(err.Error())
+			}
+			if rec.Settled != nil {
+				f(*rec.Settled)
+			}
+		}
+	}
+}
