@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -281,8 +282,10 @@ func conjunction(list []cond, env vars.Env) (holds bool, why string, err error) 
 
 // neverChanges reports whether a task says changed_when: false.
 func neverChanges(t *task) bool {
+	result := vars.Const(vars.Unknown{Because: "any"})
+	env := vars.NewStack().With(vars.Builtin, map[string]vars.Tree{nameResult: result, cmp.Or(t.spec.Register, nameResult): result}, "the task")
 	for _, c := range t.changedWhen {
-		if v, err := c.expr.Eval(vars.NewStack()); err == nil && v == false {
+		if v, err := c.expr.Eval(env); err == nil && v == false {
 			return true
 		}
 	}

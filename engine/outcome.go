@@ -20,6 +20,7 @@ type outcome struct {
 	planned bool           // check mode: Check returned a plan, so the values are what is known
 	// check mode: it is known what the task will make of the host if it runs
 	foreseen bool
+	certain  bool // check mode: it fails after all pending changes too
 	notRun   bool // check mode: declared to change nothing, so there is nothing to judge
 }
 
@@ -111,7 +112,10 @@ func common(res report.Result, values map[string]any) map[string]any {
 	maps.Copy(out, values)
 	delete(out, "warnings")
 	out["changed"] = res.Status == report.Changed || res.Status == report.WouldChange
-	out["failed"] = res.Status == report.Failed || res.Status == report.Unreachable
+	failed := res.Status == report.Failed || res.Status == report.Unreachable
+	if _, notKnown := out["failed"].(vars.Unknown); failed || !notKnown {
+		out["failed"] = failed
+	}
 	out["skipped"] = res.Status == report.Skipped
 	if _, has := out["msg"]; !has || res.Msg != "" {
 		out["msg"] = res.Msg

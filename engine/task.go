@@ -317,7 +317,9 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 
 	plan, err := m.Check(ctx, host)
 	if err != nil {
-		return p.failed(ctx, t, plan.Values, err)
+		out = p.failed(ctx, t, plan.Values, err)
+		out.certain = plan.Foreseen
+		return out
 	}
 	out = outcome{values: plan.Values}
 	out.result.Changes = changes(plan.Changes)
@@ -355,13 +357,22 @@ func (p *playRun) predict(t *task, m module.Module, target *hostRun, reached *re
 		out.notRun = true
 		out.result = report.Result{Status: report.OK, Because: "declared to change nothing; not run in check mode", HangsOn: out.result.HangsOn}
 	} else {
-		target.setPending(name, plan.Effects, plan.Unknown != "" || target.doubt != "" || reached.maybe)
+		mayNotRun := target.doubt != "" || reached.maybe
+		effects := slices.Clone(plan.Effects)
+		for i := range effects {
+			one := &effects[i]
+			one.Maybe = one.Maybe || mayNotRun || plan.Unknown != "" && (!one.Sure || t.ignoreErrors != nil)
+		}
+		target.setPending(name, effects, plan.Unknown != "" || mayNotRun)
 	}
 	yetToRun := vars.Unknown{Because: hasYetToRun(name)}
 	if plan.Pending || plan.Unknown != "" {
 		out.values = unknownFields(m, yetToRun.Because)
 	}
 	out.values = common(out.result, out.values)
+	if plan.Pending && t.ignoreErrors != nil {
+		out.values["failed"], out.values["msg"] = yetToRun, yetToRun // where it fails without that, nothing follows
+	}
 	if plan.Unknown != "" {
 		out.values["failed"], out.values["msg"] = yetToRun, yetToRun
 		if len(plan.Changes) == 0 && !out.notRun {
@@ -409,8 +420,11 @@ func (p *playRun) elsewhere(out outcome, h *hostRun, e report.Event) outcome {
 // provisional turns a failure in check mode into unknown where it may come from changes that are still pending, on this
 // host or on one that the task reached for.
 func (p *playRun) provisional(out outcome, h *hostRun, reached *reach) outcome {
-	if !p.job.Check || out.result.Status != report.Failed {
+	if !p.job.Check || out.result.Status != report.Failed || out.certain && h.doubt == "" {
 		return out
+	}
+	if h.doubt != "" {
+		return unknown(fmt.Sprintf("it runs only if %q changes something (now: %s)", h.doubt, firstLine(out.result.Msg)))
 	}
 	if pending := p.pendingAnywhere(h, reached); pending != "" {
 		return unknown(fmt.Sprintf("%s (now: %s)", hasYetToRun(pending), firstLine(out.result.Msg)))
@@ -590,15 +604,15 @@ func (h *hostRun) pendingTask() string {
 	return h.effects[0].Task
 }
 
-// setPending notes what a task would make of the host: anything, if its module does not say what.
+// setPending notes what a task would make of the host: anything, if its module does not say what; maybe is about that.
 func (h *hostRun) setPending(task string, effects []module.Effect, maybe bool) {
 	if len(effects) == 0 {
-		effects = []module.Effect{{Kind: module.Anything}}
+		effects = []module.Effect{{Kind: module.Anything, Maybe: maybe}}
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, e := range effects {
-		e.Maybe, e.Task, e.Order = e.Maybe || maybe, task, len(h.effects)+1
+		e.Task, e.Order = task, len(h.effects)+1
 		h.effects = append(h.effects, e)
 	}
 }

@@ -125,7 +125,8 @@ func (c *command) Check(ctx context.Context, host *module.Host) (module.Plan, er
 	}
 	if c.Read {
 		values, err := c.run(ctx, host)
-		return module.Plan{Values: values, Hangs: hangs(host, c.Reads)}, err
+		task := hangs(host, c.Reads)
+		return module.Plan{Values: values, Hangs: task, Foreseen: task == ""}, err
 	}
 	plan := module.Plan{Values: commandValues(transport.Output{}, false), Pending: true, Effects: c.effects()}
 	if !verifiable && c.OnlyIf == "" {

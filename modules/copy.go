@@ -80,7 +80,7 @@ func (c *copyFile) content() content {
 		data = []byte{}
 	}
 	hidden, _ := c.Content.(secret.Secret)
-	return content{path: c.dest(), attrs: c.written, whole: data, secret: isSecret, shows: hidden.Shown(), keep: !c.Force, late: "content"}
+	return content{path: c.dest(), attrs: c.written, whole: data, secret: isSecret, shows: hidden.Shown(), keep: !c.Force, late: []string{"content"}}
 }
 
 // Check compares the content, mode and owner.

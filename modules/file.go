@@ -304,14 +304,14 @@ func (f *file) Check(ctx context.Context, host *module.Host) (module.Plan, error
 		return module.Plan{}, err
 	}
 	if doubt != "" {
-		return doubtful(doubt, f.effect(cmp.Or(l.path, f.Path))), nil
+		return doubtful(doubt, sure(f.effect(cmp.Or(l.path, f.Path)))), nil
 	}
 	for _, info := range l.below {
 		l.addBelow(f, info)
 	}
 	change, err := f.decide(l)
 	if err != nil {
-		return module.Plan{}, err
+		return module.Plan{Foreseen: allPaths(host)}, err
 	}
 	plan := module.Plan{Values: module.Values{"path": f.Path, "state": f.State}}
 	if change != (module.Change{}) {
@@ -396,7 +396,9 @@ func (f *file) foresee(ctx context.Context, host *module.Host, file string, link
 
 // foreseeAround is foresee for what is above and below the path, and for what a link is to point to.
 func (f *file) foreseeAround(ctx context.Context, host *module.Host, l *looked) (doubt string, err error) {
-	if !l.Exists() && f.State != "absent" {
+	if l.Exists() {
+		l.problem = ""
+	} else if f.State != "absent" {
 		of := foreseeDir
 		if f.State == "directory" {
 			of = foreseeParents

@@ -55,8 +55,8 @@ type content struct {
 	missing missing
 	// keep leaves a file that is there as it is.
 	keep bool
-	// late is the argument that the content comes from, "" if it is always known.
-	late string
+	// late are the arguments that the content comes from and that may not be known yet.
+	late []string
 }
 
 type missing int
@@ -78,6 +78,10 @@ type contentState struct {
 
 func (c content) check(ctx context.Context, host *module.Host) (module.Plan, error) {
 	st, old, pending, err := c.read(ctx, host)
+	refuse := func(err error) (module.Plan, error) { return module.Plan{Foreseen: allPaths(host)}, err }
+	if refused := (*refusedError)(nil); errors.As(err, &refused) {
+		return refuse(err)
+	}
 	if err != nil {
 		return module.Plan{}, err
 	}
@@ -85,7 +89,7 @@ func (c content) check(ctx context.Context, host *module.Host) (module.Plan, err
 	if doubt == "" && !st.info.Exists() && c.missing == createIt {
 		var problem string
 		if problem, doubt = foreseeDir(host, path.Dir(st.path), st.noDir); problem != "" {
-			return module.Plan{}, &refusedError{st.path, problem}
+			return refuse(&refusedError{st.path, problem})
 		}
 	}
 	if doubt == "" && pending.ownerless(c.attrs.owned) {
@@ -95,27 +99,29 @@ func (c content) check(ctx context.Context, host *module.Host) (module.Plan, err
 		doubt = pending.by.Task
 	}
 	if doubt != "" {
-		return doubtful(doubt, fileEffect(st.path, pathEffect{kind: "file", owned: c.attrs.owned})), nil
+		_, late := c.lateness(host)
+		whole := c.edit == nil && !c.keep && !late
+		return doubtful(doubt, sure(fileEffect(st.path, pathEffect{kind: "file", content: c.whole, known: whole, owned: c.attrs.owned}))), nil
 	}
 	if pending.pending && !pending.same {
 		old = pending.content
 	}
 	if st.info.Exists() && st.info.Kind != "file" {
-		return module.Plan{}, fmt.Errorf("cannot write %s: it is a %s", st.path, st.info.Kind)
+		return refuse(fmt.Errorf("cannot write %s: it is a %s", st.path, st.info.Kind))
 	}
 	if !st.info.Exists() && c.missing != createIt {
 		if c.missing == missingIsFine {
 			return module.Plan{Values: module.Values{"path": c.path, "sha256": ""}}, nil
 		}
-		return module.Plan{}, fmt.Errorf("cannot edit %s: there is no such file (create: true makes it)", c.path)
+		return refuse(fmt.Errorf("cannot edit %s: there is no such file (create: true makes it)", c.path))
 	}
-	if why, late := host.Late[c.late]; late {
+	if why, late := c.lateness(host); late {
 		return c.checkLate(st, why)
 	}
 	if c.keep && st.info.Exists() {
 		st.content = c.whole
 	} else if err := c.decide(&st, old); err != nil {
-		return module.Plan{}, err
+		return refuse(err)
 	}
 	var plan module.Plan
 	if st.write {
@@ -132,6 +138,16 @@ func (c content) check(ctx context.Context, host *module.Host) (module.Plan, err
 	plan.State = st
 	plan.Values = module.Values{"path": c.path, "sha256": c.sum(st)}
 	return plan, nil
+}
+
+// lateness says why it is not known yet what the content has to be.
+func (c content) lateness(host *module.Host) (why string, late bool) {
+	for _, arg := range c.late {
+		if why, late = host.Late[arg]; late {
+			return why, true
+		}
+	}
+	return "", false
 }
 
 // checkLate is check while it is not known yet what the content has to be: a file that is not there is written all the same.

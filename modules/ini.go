@@ -43,9 +43,9 @@ type ini struct {
 	// Name of the option. Without it, the section as a whole is meant.
 	Option string `yaml:"option"`
 	// Its value. With neither value nor values the option stands alone on its line. A secret is never shown.
-	Value any `yaml:"value"`
+	Value any `yaml:"value" late:"true"`
 	// Its values, for a key that is repeated: one line for each, in this order.
-	Values []string `yaml:"values"`
+	Values []string `yaml:"values" late:"true"`
 	// Whether the option, or the section, is to be there. Absent with values removes only the lines with these.
 	State string `yaml:"state" choices:"present,absent"`
 	// Remove lines of the option with other values. With false, values are only added.
@@ -297,7 +297,7 @@ func (m *ini) lines(values []string) []string {
 
 func (m *ini) content() content {
 	_, isSecret := m.Value.(secret.Secret)
-	c := content{path: m.Path, attrs: m.written, edit: m.edit, secret: isSecret, missing: missingIsError}
+	c := content{path: m.Path, attrs: m.written, edit: m.edit, secret: isSecret, missing: missingIsError, late: []string{"value", "values"}}
 	switch {
 	case m.State == "absent":
 		c.missing = missingIsFine

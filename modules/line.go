@@ -28,7 +28,7 @@ type line struct {
 	// Path of the file.
 	Path string `yaml:"path" required:"true"`
 	// The line, without a newline. For state absent without regexp, every line equal to it goes.
-	Line string `yaml:"line"`
+	Line string `yaml:"line" late:"true"`
 	// For state present, the last line that matches is replaced by line; if none matches and the line is nowhere, it is added. For state
 	// absent, every line that matches goes.
 	Regexp string `yaml:"regexp"`
@@ -77,7 +77,7 @@ func (l *line) Validate() error {
 }
 
 func (l *line) content() content {
-	c := content{path: l.Path, attrs: l.written, edit: l.edit, missing: missingIsError}
+	c := content{path: l.Path, attrs: l.written, edit: l.edit, missing: missingIsError, late: []string{"line"}}
 	switch {
 	case l.State == "absent":
 		c.missing = missingIsFine
@@ -230,7 +230,7 @@ type blockinfile struct {
 	// Name of the block, unlike that of any other block in the file. It stands in the markers.
 	Name string `yaml:"name" required:"true"`
 	// The lines.
-	Block string `yaml:"block"`
+	Block string `yaml:"block" late:"true"`
 	// Marker line; {mark} stands for BEGIN or END, {name} for the block's name.
 	Marker string `yaml:"marker"`
 	// Whether the block is to be there.
@@ -291,7 +291,7 @@ func (b *blockinfile) edit(old []byte) ([]byte, error) {
 }
 
 func (b *blockinfile) content() content {
-	c := content{path: b.Path, attrs: b.written, edit: b.edit, missing: missingIsError}
+	c := content{path: b.Path, attrs: b.written, edit: b.edit, missing: missingIsError, late: []string{"block"}}
 	switch {
 	case b.State == "absent":
 		c.missing = missingIsFine

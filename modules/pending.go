@@ -134,6 +134,9 @@ func (f *foreseen) meet(e pathEffect) {
 		f.content, f.known, f.same = e.content, e.known, false
 	}
 	now := f.FileInfo
+	if f.doubt != "" {
+		now.Owner, now.Group = "", ""
+	}
 	switch f.FileInfo = e.after(now); {
 	case f.Kind == "link":
 		f.Target = string(e.content)
@@ -157,6 +160,19 @@ func (e pathEffect) spread(info transport.FileInfo) transport.FileInfo {
 	}
 	info.Owner, info.Group = cmp.Or(e.Owner, info.Owner), cmp.Or(e.Group, info.Group)
 	return info
+}
+
+// allPaths reports whether all that earlier tasks of this check will have made is paths that they name, so that a path can be foreseen.
+func allPaths(host *module.Host) bool {
+	_, other := host.Effects.Find(func(one module.Effect) bool { return one.Kind != pathKind })
+	return !other
+}
+
+// sure is an effect that comes about whether or not it is a change: attributes that are not declared are those that are there.
+func sure(e module.Effect) module.Effect {
+	value := e.Value.(pathEffect)
+	e.Sure = value.kind == "" || value.kind == "link" || value.Mode.Set && !value.keep && (value.known || value.kind == "directory")
+	return e
 }
 
 // doubtful is the plan where it is not known what a task of this check will have made of a path; effects are what is known all the same.

@@ -33,7 +33,7 @@ type template struct {
 func (m *template) Validate() error { return m.written.validate(m.Dest, "dest") }
 
 func (m *template) content() content {
-	return content{path: m.Dest, attrs: m.written, whole: []byte(m.Src.Text), secret: m.Src.Secret, shows: m.Src.Shown, keep: !m.Force, late: "src"}
+	return content{path: m.Dest, attrs: m.written, whole: []byte(m.Src.Text), secret: m.Src.Secret, shows: m.Src.Shown, keep: !m.Force, late: []string{"src"}}
 }
 
 // Check compares the content, mode and owner.

@@ -189,7 +189,7 @@ func (w *waitFor) Check(ctx context.Context, host *module.Host) (module.Plan, er
 		if now, task, sure = w.foresee(host, now); task != "" && !sure {
 			return doubtful(task), nil
 		}
-		if plan.Hangs = task; now == "" {
+		if now == "" {
 			return plan, nil
 		}
 	}

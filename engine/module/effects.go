@@ -9,6 +9,7 @@ type Effect struct {
 	Kind  string // path, package, unit, rules, database, account, replication, sql, anything
 	Name  string // which one, such as the path
 	Value any    // what it will be, in a type that the modules of that kind share
+	Sure  bool   // it will be so if the task succeeds, whether or not that is a change
 	Maybe bool   // it is not known whether it will be; set by the engine where the task's own verdict is unknown
 	Task  string // the name of the task whose change it is; set by the engine
 	Order int    // its place among all effects on the host, from 1; set by the engine

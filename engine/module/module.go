@@ -69,6 +69,8 @@ type Plan struct {
 	// Effects are what Changes would make of things on the host that other modules look at. A plan with changes and without
 	// effects may touch anything.
 	Effects []Effect
+	// Foreseen says of a Check that fails that Apply would find the same after all changes that are pending.
+	Foreseen bool
 	// Hangs names the task of this check on whose effect Values or Unknown hang, "" if on none.
 	Hangs string
 	// Hanging are the fields of Values that hang on it; none means all of them.
