@@ -16,8 +16,11 @@
 // ready, and what follows on its input belongs to the command. Commands are ended from such a session, too, so that
 // neither the command nor the shell has to listen. So are sockets opened as another user, through a relay.
 //
+// What must not end with the connection is a job: a process of its own under a directory of the host, which is asked how it gets
+// on with short commands and found again by its ID.
+//
 // The same text runs over a local sh. The files: host.go is Conn; shell.go the framed shell; stream.go sessions of their
 // own and how commands are ended; become.go the ways to another user; process.go what a link to a host has to offer;
-// ssh.go and local.go the two that there are; route.go, keys.go and hostkey.go the way there; dial.go connections; file.go
-// and quote.go what stands on top.
+// ssh.go and local.go the two that there are; route.go, keys.go and hostkey.go the way there; dial.go connections; job.go,
+// file.go and quote.go what stands on top.
 package transport

@@ -1,0 +1,226 @@
+package transport
+
+// jobLib is what every script about a job begins with. It expects id. The directory of jobs survives a restart of the host: root's
+// is /var/lib/runbook/jobs, that of others is in their home, or in /var/tmp for accounts without one. Only one that belongs to the
+// user is believed. A job's directory holds
+//
+//	pid      the supervisor's number, when it was started (the kernel's ticks), the host's boot id, seconds since 1970
+//	out err  what the command wrote
+//	rc       its exit status; it is there only when it is whole
+//	cut      why it was ended from outside, if it was: timeout, cancel or signal
+const jobLib = `
+umask 077
+uid=$(id -u)
+if [ "$uid" = 0 ]; then roots=1 first=/var/lib/runbook/jobs
+else roots=2 first=${HOME:+$HOME/.local/state/runbook/jobs} second=/var/tmp/.runbook-jobs-$uid
+fi
+root() { # sets root to the nth candidate
+	case $1 in 1) root=$first ;; *) root=$second ;; esac
+	[ "$root" ] && [ "$1" -le $roots ]
+}
+ours() { [ -d "$1" ] && [ ! -L "$1" ] && [ -O "$1" ]; }
+find_job() {
+	for n in 1 2; do
+		root $n && ours "$root" && [ -d "$root/$id" ] && job=$root/$id && return
+	done
+	return 1
+}
+split() {
+	pid=${1%% *}
+	set -- ${1##*) }
+	state=$1 parent=$2 session=$4 began=${20}
+}
+read_all() {
+	set +f
+	all=$(cat /proc/[0-9]*/stat 2>/dev/null)
+	set -f
+}
+alive() { # does the supervisor live, or anything that it started and left behind
+	leader= ticks= boot= since=0
+	{ read -r leader ticks boot since <"$job/pid"; } 2>/dev/null
+	read -r now </proc/sys/kernel/random/boot_id
+	[ "$leader" ] && [ "$now" = "$boot" ] || return 1
+	line=
+	{ read -r line <"/proc/$leader/stat"; } 2>/dev/null
+	if [ "$line" ]; then
+		split "$line"
+		[ "$began" != "$ticks" ] || [ "$state" = Z ] || return 0
+	fi
+	read_all
+	IFS='
+'
+	for line in $all; do
+		IFS=' '
+		split "$line"
+		if [ "$session" = "$leader" ] && [ "$state" != Z ] && [ "$began" -ge "$ticks" ]; then unset IFS; return 0; fi
+	done
+	unset IFS
+	return 1
+}
+state() {
+	status=running rc=- now= boot=
+	if [ ! -e "$job/rc" ] && ! alive && [ ! -e "$job/rc" ]; then
+		status=gone
+		[ "$now" = "$boot" ] || status=restarted
+	fi
+	if [ -e "$job/rc" ]; then
+		status=ended
+		read -r rc <"$job/rc"
+		{ read -r leader ticks boot since <"$job/pid"; } 2>/dev/null
+	fi
+	why=-
+	if [ -s "$job/cut" ]; then read -r why <"$job/cut"; fi
+}
+`
+
+// jobLook says how a job is: a line of its state, then what of its output is past the offsets out and err, max bytes at most of
+// each. With a command (start) it starts the job first, unless it is there.
+//
+// A job comes into being by the rename of a directory that holds everything, its supervisor's identity included: of any number
+// that try at once one succeeds, and the others find it. Only then is the command run. So whoever finds the directory knows that
+// the command was started, and by whom.
+const jobLook = jobLib + `
+fail() { printf '%s\n' "$1" >&2; exit 1; }
+begin() {
+	command -v setsid >/dev/null || fail 'the host has no setsid (package util-linux)'
+	for n in 1 2; do
+		root $n || continue
+		if [ $uid = 0 ] && [ ! -d /var/lib/runbook ]; then mkdir -p /var/lib/runbook && chmod 755 /var/lib/runbook; fi
+		[ -d "$root" ] || mkdir -p "$root"
+		ours "$root" && chmod 700 "$root" && new=$(mktemp -d "$root/.new.XXXXXXXX") && break
+		new=
+	done 2>/dev/null
+	[ "$new" ] || fail "no directory for jobs can be made that belongs to $(id -un) alone: tried $first${second:+ and $second}"
+	trap 'rm -rf "$new"' EXIT
+	trap 'exit 143' HUP INT TERM
+	cat >"$new/in" && printf '%s' "$text" >"$new/script" && printf '%s' "$supervisor" >"$new/run" ||
+		fail "cannot write to $root: is the disk full?"
+	setsid sh "$new/run" "$id" "$new" "$root/$id" "$mask" </dev/null >/dev/null 2>"$new/said" &
+	supervisor=$!
+	until find_job; do
+		if ! kill -0 $supervisor 2>/dev/null; then
+			find_job && break
+			fail "its supervisor ended: $(cat "$new/said" 2>/dev/null)"
+		fi
+		sleep 0.02 || sleep 1
+	done
+	# What starters that were killed left, and jobs that nobody has asked for in a month.
+	( find "$root" -mindepth 1 -maxdepth 1 -type d \( -name '.new.*' -o -name '.old.*' \) -mmin +60 -exec rm -rf {} +
+	find "$root" -mindepth 1 -maxdepth 1 -type d ! -name '.*' -mtime +30 | while read -r job; do
+		[ -e "$job/rc" ] || ! alive || continue
+		mv -T "$job" "$root/.old.$$" && rm -rf "$root/.old.$$"
+	done ) </dev/null >/dev/null 2>&1 &
+}
+found=found
+if ! find_job; then
+	if [ -z "$start" ]; then echo job none - - 0 0 0; exit 0; fi
+	found=started
+	begin
+fi
+state
+for pause in $pauses; do
+	[ $status = running ] || break
+	sleep $pause || break
+	state
+done
+set -- $(stat -c %s "$job/out" "$job/err" 2>/dev/null) 0 0
+printf 'job %s %s %s %s %s %s %s\n' $status "$rc" "$why" $(($(date +%s) - since)) $1 $2 $found
+part() { # FILE FROM SIZE
+	n=$(($3 - $2))
+	[ $n -le $max ] || n=$max
+	[ $n -le 0 ] || tail -c +$(($2 + 1)) "$job/$1" | head -c $n
+}
+part out $out $1
+part err $err $2 >&2
+exit 0
+`
+
+// jobSupervisor is the process that owns a job: ID NEW JOB MASK. %s is the command as the inside of a subshell, with its input on
+// descriptor 7 and its script on 8. Both are without a name by then, so that no secret stays behind whatever happens. Where root has
+// a systemd, the job leaves the session that it was started from: nothing that ends a session, or restarts sshd, reaches it.
+const jobSupervisor = `id=$1 new=$2 job=$3 mask=$4 cut=
+trap 'cut=signal' HUP INT TERM
+read -r line </proc/$$/stat
+read -r boot </proc/sys/kernel/random/boot_id
+set -- ${line##*) }
+printf '%%s %%s %%s %%s\n' $$ "${20}" "$boot" "$(date +%%s)" >"$new/pid" && : >"$new/out" && : >"$new/err" || exit
+exec 7<"$new/in" 8<"$new/script"
+rm -f "$new/in" "$new/script" "$new/run"
+mv -T "$new" "$job" 2>/dev/null || { rm -rf "$new"; exit; }
+sync "$job/pid" "$job" "${job%%/*}" 2>/dev/null || sync
+if [ -d /run/systemd/system ] && [ "$(id -u)" = 0 ] && timeout 10 busctl call org.freedesktop.systemd1 /org/freedesktop/systemd1 \
+	org.freedesktop.systemd1.Manager StartTransientUnit 'ssa(sv)a(sa(sv))' "runbook-job-$id.scope" fail \
+	2 PIDs au 1 $$ Description s "runbook job $id" 0 >/dev/null 2>&1; then
+	for pause in 0.01 0.02 0.05 0.1 0.2 0.5 1; do
+		grep -q "/runbook-job-$id.scope" /proc/$$/cgroup && break
+		sleep $pause || sleep 1
+	done
+fi
+( umask "$mask"; %s ) <&7 7<&- >"$job/out" 2>"$job/err"
+rc=$?
+[ -z "$cut" ] || [ -e "$job/cut" ] || echo $cut >"$job/cut"
+echo $rc >"$job/rc.part" && { sync "$job/rc.part" 2>/dev/null || sync; mv "$job/rc.part" "$job/rc"; }
+`
+
+// jobEnd ends a job's processes: SIGTERM, two seconds of grace, SIGKILL. Its processes are those of its session and their
+// children; its supervisor is left to say how the command ended. reason says why.
+const jobEnd = jobLib + `
+members() {
+	read_all
+	again=1
+	while [ "$again" ]; do
+		again=
+		IFS='
+'
+		for line in $all; do
+			IFS=' '
+			split "$line"
+			[ "$state" != Z ] && [ "$pid" != "$leader" ] && [ "$pid" != $$ ] || continue
+			case $list in *" $pid:$began "*) continue ;; esac
+			if [ "$session" != "$leader" ] || [ "$began" -lt "$ticks" ]; then
+				case $list in *" $parent:"*) ;; *) continue ;; esac
+			fi
+			list="$list$pid:$began " again=1
+		done
+	done
+}
+each() {
+	none=1
+	members
+	IFS='
+'
+	for line in $all; do
+		IFS=' '
+		split "$line"
+		[ "$state" != Z ] || continue
+		case $list in *" $pid:$began "*) none=0; kill "-$1" "$pid" 2>/dev/null ;; esac
+	done
+	return $none
+}
+over() {
+	for pause in 0.05 0.1 0.2 0.4 0.6 0.7; do
+		sleep $pause || sleep 1
+		each 0 || return 0
+	done
+	return 1
+}
+find_job && [ ! -e "$job/rc" ] && alive || exit 0
+list=' '
+echo "$reason" >"$job/cut"
+each TERM
+over || { each KILL; each KILL; }
+for pause in 0.05 0.1 0.2 0.4 0.6 0.7 1 1; do
+	[ ! -e "$job/rc" ] || exit 0
+	sleep $pause || sleep 1
+done
+kill -KILL "$leader" 2>/dev/null
+exit 0
+`
+
+// jobRemove removes what is left of a job that is over.
+const jobRemove = jobLib + `
+find_job || exit 0
+state
+if [ $status = running ]; then echo 'it is still running' >&2; exit 1; fi
+old=$(mktemp -d "$root/.old.XXXXXXXX") && mv -T "$job" "$old/job" && rm -rf "$old"
+`

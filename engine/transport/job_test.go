@@ -1,0 +1,485 @@
+package transport_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"runbook/engine/transport"
+	"runbook/engine/transport/sshtest"
+)
+
+// newJob is a job of c's that the test removes, whatever becomes of it.
+func newJob(t *testing.T, c transport.Conn, cmd transport.Cmd) transport.Job {
+	t.Helper()
+	job := transport.Job{ID: "test-" + transport.NewJobID(), Cmd: cmd}
+	t.Cleanup(func() {
+		short, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		_ = transport.EndJob(short, c, cmd.User, job.ID)
+		if err := transport.RemoveJob(short, c, cmd.User, job.ID); err != nil {
+			t.Errorf("cannot remove a job: %v", err)
+		}
+	})
+	return job
+}
+
+// jobDir is where a job of c's is on the host.
+func jobDir(t *testing.T, c transport.Conn, id string) string {
+	t.Helper()
+	return strings.TrimSpace(script(t, c, `for d in /var/lib/runbook/jobs "$HOME/.local/state/runbook/jobs"; do if [ -d "$d/`+id+`" ]; then echo "$d/`+id+`"; fi; done`))
+}
+
+func TestJobs(t *testing.T) {
+	t.Parallel()
+	for _, b := range backends() {
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			c := connect(t, b.config(t))
+			for _, test := range []struct {
+				name string
+				f    func(*testing.T, transport.Conn)
+			}{
+				{"outcome", testJob},
+				{"limit", testJobLimit},
+				{"progress", testJobProgress},
+				{"ends", testJobEnds},
+				{"once", testJobOnce},
+				{"restart", testJobRestart},
+				{"secret", testJobSecret},
+			} {
+				t.Run(test.name, func(t *testing.T) { test.f(t, c) })
+			}
+		})
+	}
+}
+
+// Any byte passes, what a job is given and where, and how it ended.
+func testJob(t *testing.T, c transport.Conn) {
+	content := allBytes() + strings.Repeat("long\x00line\n", 200_000) // more than one look takes along
+	word := allBytes(0)
+	dir := tempDir(t)
+	job := newJob(t, c, transport.Cmd{Script: "umask; pwd; printf %s \"$W\" >&2; cat; exit 3", Dir: dir, Env: map[string]string{"W": word}, Stdin: strings.NewReader(content)})
+	mask := script(t, c, "umask")
+	out, err := transport.RunJob(ctx(t), c, job, nil)
+	var exit *transport.ExitError
+	if !errors.As(err, &exit) || out.Code != 3 || out.Dropped != 0 {
+		t.Errorf("status %d, dropped %d, %v", out.Code, out.Dropped, err)
+	}
+	if want := mask + dir + "\n" + content; string(out.Stdout) != want {
+		t.Errorf("output of %d bytes is %d others: %.200q", len(want), len(out.Stdout), out.Stdout)
+	}
+	if string(out.Stderr) != word {
+		t.Errorf("standard error %q", out.Stderr)
+	}
+	// It is there until it is removed, and not run again.
+	job.Cmd = transport.Cmd{Script: "echo another"}
+	again, err := transport.RunJob(ctx(t), c, job, nil)
+	if !errors.As(err, &exit) || !bytes.Equal(again.Stdout, out.Stdout) {
+		t.Errorf("the second time: %v, %d bytes", err, len(again.Stdout))
+	}
+	if got := jobDir(t, c, job.ID); got == "" {
+		t.Error("the job is not where it is said to be")
+	} else if modes := script(t, c, "stat -c '%a %u' "+got+" "+filepath.Dir(got)+"; id -u; ls "+got); !strings.HasPrefix(modes, "700 ") || strings.Count(modes, "700 ") != 2 || strings.Contains(modes, "script") || strings.Contains(modes, "in\n") {
+		t.Errorf("the job's directory: %q", modes)
+	}
+	for range 2 {
+		if err := transport.RemoveJob(ctx(t), c, "", job.ID); err != nil {
+			t.Error(err)
+		}
+	}
+	if state, err := transport.FindJob(ctx(t), c, "", job.ID); state != transport.JobNone || err != nil {
+		t.Errorf("a removed job is %v, %v", state, err)
+	}
+
+	// Arguments are words, and are told apart from a script.
+	out, err = transport.RunJob(ctx(t), c, newJob(t, c, transport.Cmd{Args: []string{"printf", "%s", word}}), nil)
+	if err != nil || string(out.Stdout) != word {
+		t.Errorf("an argument came back as %q, %v", out.Stdout, err)
+	}
+	out, err = transport.RunJob(ctx(t), c, newJob(t, c, transport.Cmd{Args: []string{"no such program"}}), nil)
+	if !errors.As(err, &exit) || out.Code != 127 {
+		t.Errorf("a program that is not there: %d, %v", out.Code, err)
+	}
+	for _, id := range []string{"", ".x", "a/b", "a b", "a;b", "-x", strings.Repeat("x", 101)} {
+		if _, err := transport.RunJob(ctx(t), c, transport.Job{ID: id, Cmd: transport.Cmd{Args: []string{"true"}}}, nil); err == nil {
+			t.Errorf("the ID %q was taken", id)
+		}
+	}
+}
+
+// Of what is over the limit nothing is kept and everything is counted; a writer gets everything.
+func testJobLimit(t *testing.T, c transport.Conn) {
+	for _, test := range []struct{ size, limit, kept, dropped int64 }{
+		{1000, 1000, 1000, 0}, {1001, 1000, 1000, 1}, {5_000_000, 2_000_000, 2_000_000, 3_000_000},
+	} {
+		cmd := transport.Cmd{Script: fmt.Sprintf("head -c %d /dev/zero; head -c %d /dev/zero >&2", test.size, test.size), Limit: test.limit}
+		job := newJob(t, c, cmd)
+		out, err := transport.RunJob(ctx(t), c, job, nil)
+		if err != nil || int64(len(out.Stdout)) != test.kept || int64(len(out.Stderr)) != test.kept || out.Dropped != 2*test.dropped {
+			t.Errorf("%+v: kept %d and %d, dropped %d, %v", test, len(out.Stdout), len(out.Stderr), out.Dropped, err)
+		}
+		var w bytes.Buffer
+		job.Cmd.Stdout = &w
+		if out, err = transport.RunJob(ctx(t), c, job, nil); err != nil || int64(w.Len()) != test.size || len(out.Stdout) != 0 || out.Dropped != test.dropped {
+			t.Errorf("%+v: a writer got %d, dropped %d, %v", test, w.Len(), out.Dropped, err)
+		}
+	}
+}
+
+// What a job writes shows while it runs.
+func testJobProgress(t *testing.T, c transport.Conn) {
+	gate := filepath.Join(tempDir(t), "gate")
+	seen := make(chan string, 100)
+	job := newJob(t, c, transport.Cmd{Script: "echo first; echo; until [ -e " + gate + " ]; do sleep 0.05; done; echo last"})
+	done := make(chan error, 1)
+	go func() {
+		out, err := transport.RunJob(ctx(t), c, job, func(line string) { seen <- line })
+		if err == nil && string(out.Stdout) != "first\n\nlast\n" {
+			err = fmt.Errorf("output %q", out.Stdout)
+		}
+		done <- err
+	}()
+	if got := <-seen; got != "first" {
+		t.Errorf("progress %q", got)
+	}
+	if state, err := transport.FindJob(ctx(t), c, "", job.ID); state != transport.JobRunning || err != nil {
+		t.Errorf("while it runs it is %v, %v", state, err)
+	}
+	if err := transport.RemoveJob(ctx(t), c, "", job.ID); err == nil || !strings.Contains(err.Error(), "still running") {
+		t.Errorf("removed while it ran: %v", err)
+	}
+	if err := os.WriteFile(gate, nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if state, err := transport.FindJob(ctx(t), c, "", job.ID); state != transport.JobEnded || err != nil {
+		t.Errorf("when it is over it is %v, %v", state, err)
+	}
+}
+
+// A timeout, and whoever interrupts, ends all of the job; afterwards it is lost, and not begun again.
+func testJobEnds(t *testing.T, c transport.Conn) {
+	for _, cause := range []string{"timeout", "cancel", "shutdown", "killed"} {
+		mark, stubborn, away := seconds(), seconds(), seconds()
+		cmd := transport.Cmd{Script: "echo begun; sleep " + mark + " & (trap '' TERM; sleep " + stubborn + ") & setsid sleep " + away + " & sleep " + mark + "; wait; sleep " + mark}
+		if cause == "timeout" {
+			cmd.Timeout = 700 * time.Millisecond
+		}
+		job := newJob(t, c, cmd)
+		running, stop := context.WithCancel(ctx(t))
+		defer stop()
+		var out transport.Output
+		done := make(chan error, 1)
+		go func() {
+			var err error
+			out, err = transport.RunJob(running, c, job, nil)
+			done <- err
+		}()
+		waitFor(t, "the job to begin", func() bool { return alive("sleep\x00"+mark) == 2 && alive("sleep\x00"+away) == 1 })
+		var err error
+		var late *transport.TimeoutError
+		var lost *transport.JobLostError
+		left := 0
+		switch cause {
+		case "timeout":
+			if err = <-done; !errors.As(err, &late) || string(late.Output.Stdout) != "begun\n" {
+				t.Errorf("%s: %v, output %q", cause, err, out.Stdout)
+			}
+		case "cancel":
+			stop()
+			if err = <-done; !errors.Is(err, context.Canceled) {
+				t.Errorf("%s: %v", cause, err)
+			}
+		case "shutdown": // everything gets SIGTERM, the supervisor too
+			script(t, c, "read -r pid _ <"+jobDir(t, c, job.ID)+"/pid; kill -TERM $pid; for p in $(ps -eo pid=,sid= | awk -v s=$pid '$2 == s && $1 != s {print $1}'); do kill -KILL $p; done")
+			if err = <-done; !errors.As(err, &lost) || !strings.Contains(err.Error(), "a signal ended it from outside") {
+				t.Errorf("%s: %v", cause, err)
+			}
+			left = 1 // it had left the session
+		case "killed": // as by the kernel when memory runs out: what it started is waited for, and then it is lost
+			script(t, c, "read -r pid _ <"+jobDir(t, c, job.ID)+"/pid; kill -KILL $pid")
+			time.Sleep(time.Second)
+			select {
+			case err = <-done:
+				t.Errorf("%s: it was given up while its processes lived: %v", cause, err)
+				continue
+			default:
+			}
+			script(t, c, "read -r pid _ <"+jobDir(t, c, job.ID)+"/pid; while all=$(ps -eo pid=,sid=,stat= | awk -v s=$pid '$2 == s && $3 !~ /Z/ {print $1}') && [ \"$all\" ]; do kill -KILL $all; sleep 0.05; done")
+			if err = <-done; !errors.As(err, &lost) || !strings.Contains(err.Error(), "its processes were killed") {
+				t.Errorf("%s: %v", cause, err)
+			}
+			left = 1
+		}
+		if n := alive("sleep\x00"+mark) + alive("sleep\x00"+stubborn) + alive("sleep\x00"+away); n != left {
+			t.Errorf("%s: %d processes are left", cause, n)
+		}
+		script(t, c, "for p in $(ps -eo pid=,args= | awk '/[s]leep "+away+"/ {print $1}'); do kill -KILL $p; done")
+		out, err = transport.RunJob(ctx(t), c, job, nil)
+		if !errors.As(err, &lost) || string(lost.Output.Stdout) != "begun\n" || alive(mark) > 0 {
+			t.Errorf("%s: asked for again: %v, %q", cause, err, out.Stdout)
+		}
+		if state, err := transport.FindJob(ctx(t), c, "", job.ID); state != transport.JobLost || err != nil {
+			t.Errorf("%s: found as %v, %v", cause, state, err)
+		}
+	}
+}
+
+// Of fifty who ask at once, one starts it, and all get its output.
+func testJobOnce(t *testing.T, c transport.Conn) {
+	dir := tempDir(t)
+	job := newJob(t, c, transport.Cmd{Script: "echo x >>" + dir + "/runs; sleep 0.5; echo done"})
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			if out, err := transport.RunJob(ctx(t), c, job, nil); err != nil || string(out.Stdout) != "done\n" {
+				t.Errorf("%v, %q", err, out.Stdout)
+			}
+		}()
+	}
+	wg.Wait()
+	if runs, _ := os.ReadFile(dir + "/runs"); string(runs) != "x\n" {
+		t.Errorf("it was started %d times", len(runs)/2)
+	}
+	if left := script(t, c, "ls -A "+filepath.Dir(jobDir(t, c, job.ID))+" | grep '^[.]new' || :"); left != "" {
+		t.Errorf("what others prepared is left: %q", left)
+	}
+}
+
+// After a restart of the host the job is lost, even if a process has its number.
+func testJobRestart(t *testing.T, c transport.Conn) {
+	mark := seconds()
+	job := newJob(t, c, transport.Cmd{Script: "echo begun; sleep " + mark})
+	short, cancel := context.WithCancel(ctx(t))
+	started := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = transport.RunJob(short, c, job, func(string) { close(started) })
+	}()
+	<-started
+	file := jobDir(t, c, job.ID) + "/pid"
+	script(t, c, "cp "+file+" "+file+".was; read -r a b c d <"+file+"; echo $a $b 11111111-2222-3333-4444-555555555555 $d >"+file)
+	_, err := transport.RunJob(ctx(t), c, job, nil)
+	var lost *transport.JobLostError
+	if !errors.As(err, &lost) || !strings.Contains(err.Error(), "the host was restarted while it ran") {
+		t.Errorf("another boot: %v", err)
+	}
+	script(t, c, "read -r a b c d <"+file+".was; echo 1 $b $c $d >"+file)
+	if _, err = transport.RunJob(ctx(t), c, job, nil); !errors.As(err, &lost) || !strings.Contains(err.Error(), "were killed") {
+		t.Errorf("another process with its number: %v", err)
+	}
+	script(t, c, "mv "+file+".was "+file)
+	if state, _ := transport.FindJob(ctx(t), c, "", job.ID); state != transport.JobRunning {
+		t.Errorf("with its own number it is %v", state)
+	}
+	cancel()
+	<-done
+}
+
+// A secret on standard input is in no process's arguments, and in no file once the job runs.
+func testJobSecret(t *testing.T, c transport.Conn) {
+	canary := fmt.Sprintf("canary-%d-%d", os.Getpid(), lastSeconds.Add(1))
+	var seen atomic.Int64
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		for {
+			seen.Add(int64(alive(canary)))
+			select {
+			case <-stop:
+				return
+			case <-time.After(2 * time.Millisecond):
+			}
+		}
+	}()
+	gate := filepath.Join(tempDir(t), "gate")
+	job := newJob(t, c, transport.Cmd{Script: "echo begun; until [ -e " + gate + " ]; do sleep 0.05; done; read -r s; echo ${#s} # " + canary,
+		Stdin: strings.NewReader(canary + "\n")})
+	started := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		out, err := transport.RunJob(ctx(t), c, job, func(line string) {
+			if line == "begun" {
+				close(started)
+			}
+		})
+		if want := fmt.Sprintf("begun\n%d\n", len(canary)); err != nil || string(out.Stdout) != want {
+			t.Errorf("%v, output %q", err, out.Stdout)
+		}
+	}()
+	<-started
+	dir := jobDir(t, c, job.ID)
+	if got := script(t, c, "grep -r -l "+canary[:8]+" "+filepath.Dir(dir)+" || :"); got != "" {
+		t.Errorf("the secret is in files: %q", got)
+	}
+	if err := os.WriteFile(gate, nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	<-done
+	close(stop)
+	wg.Wait()
+	if seen.Load() != 0 {
+		t.Errorf("the secret was %d times in a process's arguments", seen.Load())
+	}
+}
+
+// A job goes on when the link is cut in its middle, and over another one its output comes once and whole.
+func TestJobLostLink(t *testing.T) {
+	t.Parallel()
+	dir := tempDir(t)
+	s := startServer(t, sshtest.Options{Env: []string{"TMPDIR=" + t.TempDir()}})
+	c := connect(t, s.Config())
+	job := newJob(t, connect(t, s.Config()), transport.Cmd{
+		Script: "echo x >>" + dir + "/runs; echo begun; until [ -e " + dir + "/gate ]; do sleep 0.05; done; echo ended; echo words >&2"})
+	done := make(chan error, 1)
+	seen := make(chan string, 10)
+	go func() {
+		_, err := transport.RunJob(ctx(t), c, job, func(line string) { seen <- line })
+		done <- err
+	}()
+	<-seen
+	_ = c.Close()
+	lost := wantUnreachable(t, <-done)
+	if !lost.MayHave || !strings.Contains(lost.Error(), "the job "+job.ID+" goes on there") {
+		t.Errorf("%v", lost)
+	}
+	if err := os.WriteFile(dir+"/gate", nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	var stream bytes.Buffer
+	job.Cmd.Stdout = &stream
+	out, err := transport.RunJob(ctx(t), connect(t, s.Config()), job, nil)
+	if err != nil || stream.String() != "begun\nended\n" || string(out.Stderr) != "words\n" {
+		t.Errorf("%v, %q, %q", err, stream.String(), out.Stderr)
+	}
+	if runs, _ := os.ReadFile(dir + "/runs"); string(runs) != "x\n" {
+		t.Errorf("it was started %d times", len(runs)/2)
+	}
+}
+
+// Wherever the link is cut while a job is being started, it is started once: by the first who asked or by the second.
+func TestJobCutWhileStarting(t *testing.T) {
+	t.Parallel()
+	dir := tempDir(t)
+	s := startServer(t, sshtest.Options{Env: []string{"TMPDIR=" + t.TempDir()}})
+	first := 0
+	again := connect(t, s.Config())
+	for i := range 25 {
+		c := connect(t, s.Config())
+		script(t, c, ":")
+		runs := fmt.Sprintf("%s/runs%d", dir, i)
+		job := newJob(t, again, transport.Cmd{Script: "echo x >>" + runs + "; echo \"$W\"", Env: map[string]string{"W": "first"}})
+		time.AfterFunc(time.Duration(i)*4*time.Millisecond, func() { _ = c.Close() })
+		if _, err := transport.RunJob(ctx(t), c, job, nil); err == nil {
+			continue
+		}
+		job.Cmd.Env["W"] = "second"
+		out, err := transport.RunJob(ctx(t), again, job, nil)
+		if err != nil {
+			t.Errorf("cut after %d ms: %v", i*4, err)
+		}
+		if string(out.Stdout) == "first\n" {
+			first++
+		}
+		if runs, _ := os.ReadFile(runs); string(runs) != "x\n" {
+			t.Errorf("cut after %d ms: it was started %d times", i*4, len(runs)/2)
+		}
+	}
+	t.Logf("%d of 25 were found", first)
+}
+
+// A job outlives sshd's session, with a real sshd, and belongs to the user that it was started as: neither the login user
+// nor anybody else but root can look into it.
+func TestJobOpenssh(t *testing.T) {
+	t.Parallel()
+	cfg := opensshConfig(t, "/bin/dash")
+	cfg.BecomePassword = becomePassword()
+	dir := tempDir(t)
+	c := connect(t, cfg)
+	for _, user := range []string{"", "root"} {
+		gate := dir + "/gate" + user
+		job := newJob(t, connect(t, cfg), transport.Cmd{Script: "id -un; until [ -e " + gate + " ]; do sleep 0.05; done; echo ended", User: user})
+		begun := make(chan struct{})
+		done := make(chan error, 1)
+		go func() {
+			_, err := transport.RunJob(ctx(t), c, job, func(string) { close(begun) })
+			done <- err
+		}()
+		<-begun
+		if user == "root" {
+			if got := script(t, c, "cat /var/lib/runbook/jobs/"+job.ID+"/out 2>&1; ls /var/lib/runbook/jobs 2>&1 || :"); !strings.Contains(got, "Permission denied") {
+				t.Errorf("the login user reads root's job: %q", got)
+			}
+		}
+		_ = c.Close()
+		wantUnreachable(t, <-done)
+		if err := os.WriteFile(gate, nil, 0o666); err != nil {
+			t.Fatal(err)
+		}
+		c = connect(t, cfg)
+		want := userWith("/bin/dash")
+		if user != "" {
+			want = user
+		}
+		out, err := transport.RunJob(ctx(t), c, job, nil)
+		if err != nil || string(out.Stdout) != want+"\nended\n" {
+			t.Errorf("as %q: %v, %q", user, err, out.Stdout)
+		}
+	}
+}
+
+// A directory of jobs that another user has put in place is not used.
+func TestJobForeignDirectory(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs a second user")
+	}
+	t.Parallel()
+	cfg := opensshConfig(t, "/bin/bash")
+	c := connect(t, cfg)
+	home := strings.TrimSpace(script(t, c, "cd; mkdir -p .local/state/runbook; pwd; id -u"))
+	home, uid, _ := strings.Cut(home, "\n")
+	there := home + "/.local/state/runbook/jobs"
+	fallback := "/var/tmp/.runbook-jobs-" + uid
+	defer os.RemoveAll(fallback)
+	for _, dir := range []string{there, fallback} {
+		if out, err := exec.Command("mkdir", dir).CombinedOutput(); err != nil {
+			t.Fatalf("%s", out)
+		}
+	}
+	_, err := transport.RunJob(ctx(t), c, transport.Job{ID: transport.NewJobID(), Cmd: transport.Cmd{Args: []string{"true"}}}, nil)
+	if err == nil || !strings.Contains(err.Error(), "no directory for jobs can be made that belongs to "+userWith("/bin/bash")+" alone") {
+		t.Errorf("root's directories: %v", err)
+	}
+	// Without a home, /var/tmp does.
+	if err := os.Remove(fallback); err != nil {
+		t.Fatal(err)
+	}
+	job := newJob(t, c, transport.Cmd{Args: []string{"echo", "done"}})
+	if out, err := transport.RunJob(ctx(t), c, job, nil); err != nil || string(out.Stdout) != "done\n" {
+		t.Errorf("%v, %q", err, out.Stdout)
+	}
+	if info, err := os.Stat(fallback + "/" + job.ID); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the job in /var/tmp: %v", err)
+	}
+	if err := os.Remove(there); err != nil {
+		t.Fatal(err)
+	}
+}
