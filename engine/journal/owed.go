@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 )
@@ -26,6 +27,14 @@ func Debts(stateDir string, hosts []string) ([]Debt, error) {
 	s, err := at(stateDir)
 	if err != nil {
 		return nil, err
+	}
+	// What is owed is done: nobody else may have written it.
+	for _, dir := range []string{s.dir, s.runs()} {
+		if err := private(dir); errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		} else if err != nil {
+			return nil, err
+		}
 	}
 	all, err := s.list()
 	if err != nil {
