@@ -81,7 +81,7 @@ func (s state) owed(all []Info) ([]Debt, error) {
 		}
 	}
 	debts = slices.DeleteFunc(debts, func(d Debt) bool { return d.N <= paid[debt{d.Run, d.Host, d.Handler}] })
-	slices.SortStableFunc(debts, func(a, b Debt) int { return cmp.Or(cmp.Compare(a.Run, b.Run), a.N-b.N) })
+	slices.SortStableFunc(debts, func(a, b Debt) int { return cmp.Compare(a.Run, b.Run) })
 	return debts, errors.Join(errs...)
 }
 
@@ -141,7 +141,7 @@ func owedByDead(info Info) ([]Debt, error) {
 	for h, n := range unsure {
 		out = append(out, debt(h.host, h.task, n, true))
 	}
-	// Handlers run in the order of their book; tasks were numbered in it, and maps have none.
+	// Handlers run in the order of their book.
 	order := map[string]int{}
 	for _, b := range info.Run.Books {
 		for _, t := range b.Tasks {
