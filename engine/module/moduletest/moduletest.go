@@ -21,7 +21,7 @@
 // a template's text that holds one.
 //
 // Every case asserts that Check changes nothing (content, modes, owners, links and times), that the plan is the golden one,
-// that Apply leaves the tree after, that a second Check of a fresh module finds nothing more, and that no secret
+// that Apply leaves the tree after and changes something if the plan has changes (acts and waits apart), that a second Check of a fresh module finds nothing more, and that no secret
 // is in a plan, an error, a script, an argument or the environment. `go test -update` rewrites the goldens.
 package moduletest
 
@@ -252,6 +252,9 @@ func (c *testCase) run(t *testing.T, factory module.Factory) {
 	}
 	if plan.Unknown != "" || plan.Act {
 		return
+	}
+	if applied := snapshot(t, c.root); len(plan.Changes) > 0 && !plan.Wait && cmp.Equal(start, applied) {
+		t.Errorf("the plan has changes, and Apply changed nothing:\n%s", planText(plan))
 	}
 	again := factory()
 	if err := module.Decode(again, args); err != nil {

@@ -57,6 +57,7 @@ func TestBreaches(t *testing.T) {
 		"not applied":  {"-- task --\n{check: '[ -e f ] || echo x'}\n-- after/f --\n-- plan --\nchange print\n  + x\n", "tree afterwards differs"},
 		"wrong mode":   {"-- task --\n{check: '[ -e f ] || echo x', apply: 'umask 077; : >f'}\n-- after/f --\n-- plan --\nchange print\n  + x\n", "tree afterwards differs"},
 		"not final":    {"-- task --\n{check: echo x}\n-- plan --\nchange print\n  + x\n", "did not converge"},
+		"idle":         {"-- task --\n{check: '[ -e $ROOT.g ] || echo x', apply: ': > $ROOT.g'}\n-- plan --\nchange print\n  + x\n", "Apply changed nothing"},
 		"no error":     {"-- task --\n{check: ':'}\n-- plan --\nok\n-- error --\ncheck: x\n", "no error"},
 		"other error":  {"-- task --\n{chekc: ':'}\n-- error --\narguments: x\n", "error differs"},
 		"leaks":        {"-- task --\n{check: '[ -e f ] || echo x', leak: true, password: $SECRET(hunter2)}\n-- plan --\nchange print\n  + x\n", "a secret is shown in an argument list"},
