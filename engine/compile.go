@@ -589,8 +589,31 @@ type inherited struct {
 	inRescue           bool
 }
 
+// onFailure reads whether a play is for runs that failed.
+func (c *compiler) onFailure(ps *spec.Play) bool {
+	if ps.OnFailure == nil {
+		return false
+	}
+	if ps.OnFailure.Kind != spec.Bool {
+		c.errorf(ps.OnFailure.Pos, "true, or leave it out", "on_failure is true or false")
+	}
+	return ps.OnFailure.Bool
+}
+
+// readsOnly refuses tasks of a play for failed runs that may change something.
+func (c *compiler) readsOnly(p *play) {
+	for _, t := range allTasks(p) {
+		if !t.isBlock() && t.spec.Meta == "" && !t.readsOnly() {
+			c.errorf(t.spec.Pos, "assert, mysql_info, or read: true", "a play with on_failure says how things are: %s may change something", t.spec.Module)
+		}
+	}
+	if len(p.handlers) > 0 {
+		c.errorf(p.spec.Pos, "", "a play with on_failure has no handlers: nothing in it changes")
+	}
+}
+
 func (c *compiler) compilePlay(number int, ps *spec.Play, hosts []*inventory.Host) *play {
-	p := &play{spec: ps, title: ps.Name, hosts: hosts, free: ps.Strategy == "free"}
+	p := &play{spec: ps, title: ps.Name, hosts: hosts, free: ps.Strategy == "free", after: c.onFailure(ps)}
 	if p.title == "" {
 		p.title = fmt.Sprintf("play %d", number)
 	}
@@ -603,6 +626,9 @@ func (c *compiler) compilePlay(number int, ps *spec.Play, hosts []*inventory.Hos
 	p.tasks = c.compileTasks(fmt.Sprint(number), ps.Tasks, scope, in, p)
 	// Handlers run when the tasks have: they see every result.
 	p.handlers = c.compileTasks(fmt.Sprintf("%d/handlers", number), ps.Handlers, scope, in, p)
+	if p.after {
+		c.readsOnly(p)
+	}
 	return p
 }
 

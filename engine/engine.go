@@ -15,6 +15,7 @@ import (
 	"slices"
 	"time"
 
+	"runbook/engine/journal"
 	"runbook/engine/module"
 	"runbook/engine/report"
 	"runbook/engine/secret"
@@ -59,6 +60,21 @@ type Job struct {
 	Dial     func(ctx context.Context, host *inventory.Host) (transport.Conn, error)
 	Reporter report.Reporter
 	Masker   *secret.Masker // told of every secret; masks all events
+
+	// Stop, when closed, lets no further task begin; what is under way is finished.
+	Stop <-chan struct{}
+	// Journal is where the run is put on record; nil for none, as in check mode.
+	Journal *journal.Writer
+	// Past is what is on record of the run that this one resumes.
+	Past []journal.Record
+	// Rerun and MarkDone name tasks that were under way when the run ended and about which Check cannot tell: to be done again, or done.
+	Rerun, MarkDone []string
+	// AcceptChanges does tasks anew whose arguments are others than on record.
+	AcceptChanges bool
+	// Debts are handlers that earlier runs notified and did not run. Those of the plays of this run are run in it.
+	Debts []journal.Debt
+	// Lock keeps others from a host until its connection ends; nil locks nothing. note is something to tell, such as whom it was taken over from.
+	Lock func(ctx context.Context, host *module.Host) (note string, err error)
 }
 
 // selects reports whether the tags asked for include a task with these.
@@ -78,9 +94,20 @@ func (j *Job) selects(tags map[string]bool) bool {
 // Summary is how a run ended.
 type Summary struct {
 	Totals      []report.Total // per host, in the order of the inventory
-	Interrupted bool           // the context ended before the run
+	Interrupted bool           // it was ended before it was through
 	Stopped     bool           // a play could not go on
+	Asked       bool           // a task that was under way needs a person
+	Halted      string         // why it ended itself, such as a record that cannot be written
+	Owed        []journal.Owed // handlers that were notified and have not run
+	State       []string       // how things are after a run that failed, as the plays with on_failure say
+	Failures    []Failure      // hosts that took no further part, in the order of the inventory
 	Elapsed     time.Duration
+}
+
+// Failure is why a host took no further part.
+type Failure struct {
+	Host, Task, Msg string
+	Unreachable     bool
 }
 
 // Failed reports whether a task failed, a host was unreachable or a play was stopped.

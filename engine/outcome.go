@@ -20,7 +20,10 @@ type outcome struct {
 	planned bool           // check mode: Check returned a plan, so the values are what is known
 	// check mode: it is known what the task will make of the host if it runs
 	foreseen bool
-	certain  bool // check mode: it fails after all pending changes too
+	certain  bool    // check mode: it fails after all pending changes too
+	restored bool    // it comes from the record of an earlier part of the run
+	notified []*task // the handlers that it notified
+	doing    *doing
 	notRun   bool // check mode: declared to change nothing, so there is nothing to judge
 }
 

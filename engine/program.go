@@ -30,6 +30,7 @@ type play struct {
 	tasks    []*task
 	handlers []*task
 	free     bool
+	after    bool        // it runs when the run has failed, to say how things are
 	needs    []vars.Tree // host names that tasks of this play reach for: other hosts must not have been lost
 }
 

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"runbook/engine/journal"
 	"runbook/engine/module"
 	"runbook/engine/report"
 	"runbook/engine/spec"
@@ -26,8 +28,14 @@ type run struct {
 	started time.Time
 	ctx     context.Context // of the whole run: a connection outlives the task that first needs it
 
-	mu      sync.Mutex // guards the reporter
+	memo  *memo          // what is on record of the run that is resumed
+	debts []journal.Debt // handlers that earlier runs owe, and that this one has not taken over yet
+	owed  []journal.Owed // handlers that were notified and have not run
+
+	mu      sync.Mutex // guards the reporter and the fields below
 	stopped bool
+	asked   bool   // a task that was under way needs a person
+	halted  string // why no further task may begin, "" if they may
 }
 
 // failure is why a host can not go on.
@@ -64,12 +72,20 @@ type hostRun struct {
 		sync.Mutex
 		known *module.Facts
 	}
+	boot       sync.Once // guards bootID and bootErr
+	bootID     string
+	bootErr    error
+	hold       sync.Once // guards held
+	held       error     // why the host could not be locked
+	tellReboot sync.Once
 
 	mu      sync.Mutex
 	failed  *failure       // set: it takes no further part, unless a rescue clears it
 	effects module.Effects // check mode: what changes that have not been made would make of the host
 	// notified holds the handlers owed. In check mode the value names the unknown task that may notify one; "" is certain.
 	notified map[*task]string
+	done     map[string]int         // doings by task and item
+	debts    map[*task]journal.Debt // handlers notified in the place of an earlier run
 }
 
 func newRun(job *Job, p *program) *run {
@@ -77,9 +93,9 @@ func newRun(job *Job, p *program) *run {
 	if forks <= 0 {
 		forks = DefaultForks
 	}
-	r := &run{job: job, program: p, hosts: map[string]*hostRun{}, forks: make(chan struct{}, forks), started: time.Now()}
+	r := &run{job: job, program: p, hosts: map[string]*hostRun{}, forks: make(chan struct{}, forks), started: time.Now(), memo: newMemo(job.Past), debts: slices.Clone(job.Debts)}
 	for _, h := range job.Inventory.Hosts() {
-		r.hosts[h.Name] = &hostRun{host: h, total: report.Total{Host: h.Name}, notified: map[*task]string{}}
+		r.hosts[h.Name] = &hostRun{host: h, total: report.Total{Host: h.Name}, notified: map[*task]string{}, done: map[string]int{}, debts: map[*task]journal.Debt{}}
 	}
 	return r
 }
@@ -100,27 +116,82 @@ func (r *run) run(ctx context.Context) Summary {
 		}
 	}
 	r.emit(report.Event{Kind: report.RunStart, Check: r.job.Check, Hosts: names})
+	var begun []*book
 	for _, b := range r.program.books {
-		if ctx.Err() != nil {
+		if r.stopping(ctx) {
 			break
 		}
 		r.emit(report.Event{Kind: report.BookStart, Book: b.spec.Title})
+		begun = append(begun, b)
 		for _, p := range b.plays {
-			if ctx.Err() != nil {
+			if r.stopping(ctx) {
 				break
+			}
+			if p.after {
+				continue
 			}
 			(&playRun{run: r, book: b, play: p}).execute(ctx)
 		}
 	}
+	r.tellDebts()
+	state := r.aftermath(ctx, begun)
+	summary := Summary{Interrupted: r.stopping(ctx), Stopped: r.stopped, Asked: r.asked, Halted: r.halted, Owed: r.owed, State: state, Elapsed: time.Since(r.started)}
 	r.close()
-	summary := Summary{Interrupted: ctx.Err() != nil, Stopped: r.stopped, Elapsed: time.Since(r.started)}
 	for _, h := range r.job.Inventory.Hosts() {
 		if hr := r.hosts[h.Name]; hr.used {
 			summary.Totals = append(summary.Totals, hr.total)
+			if f := hr.failure(); f != nil {
+				summary.Failures = append(summary.Failures, Failure{Host: h.Name, Task: f.task, Msg: f.msg, Unreachable: f.unreachable})
+			}
 		}
 	}
 	r.emit(report.Event{Kind: report.RunEnd, Check: r.job.Check, Totals: summary.Totals, Elapsed: summary.Elapsed.Seconds()})
 	return summary
+}
+
+// aftermath runs the plays that say how things are after a run that failed or was ended, of the books that it came to, on all hosts
+// that can be reached. It returns what their asserts said, and counts for nothing else.
+func (r *run) aftermath(ctx context.Context, begun []*book) (state []string) {
+	failed := r.stopped || r.stopping(ctx)
+	for _, h := range r.hosts {
+		failed = failed || h.failure() != nil
+	}
+	if !failed || r.job.Check || ctx.Err() != nil {
+		return nil
+	}
+	quiet := *r.job
+	quiet.Stop, quiet.Journal, quiet.Tags, quiet.SkipTags = nil, nil, nil, nil
+	var mu sync.Mutex
+	quiet.Reporter = report.Func(func(e report.Event) {
+		if e.Kind != report.TaskEnd || e.Module != "assert" && e.Result.Status != report.Unreachable {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for _, text := range append(e.Result.Warnings, e.Result.Msg) {
+			sentence := e.Host + ": " + firstLine(text)
+			if text != "" && !slices.Contains(state, sentence) {
+				state = append(state, sentence)
+			}
+		}
+	})
+	after := &run{job: &quiet, program: r.program, hosts: map[string]*hostRun{}, forks: r.forks, started: r.started, ctx: r.ctx, memo: newMemo(nil)}
+	for name, h := range r.hosts {
+		again := &hostRun{host: h.host, total: report.Total{Host: name}, notified: map[*task]string{}, done: map[string]int{}, debts: map[*task]journal.Debt{}}
+		if f := h.failure(); f != nil && f.unreachable {
+			again.failed = f
+		}
+		again.dial.Do(func() { again.conn, again.lost = r.connect(h) })
+		after.hosts[name] = again
+	}
+	for _, b := range begun {
+		for _, p := range b.plays {
+			if p.after {
+				(&playRun{run: after, book: b, play: p}).execute(ctx)
+			}
+		}
+	}
+	return state
 }
 
 // close ends all connections at once.
@@ -142,16 +213,7 @@ func (r *run) emit(e report.Event) {
 	mask := r.job.Masker.Mask
 	e.Text, e.Task, e.Item, e.Why = mask(e.Text), mask(e.Task), mask(e.Item), mask(e.Why)
 	if e.Result != nil {
-		res := *e.Result
-		res.Because, res.Msg, res.HangsOn = mask(res.Because), mask(res.Msg), mask(res.HangsOn)
-		res.Changes = slices.Clone(res.Changes)
-		for i, c := range res.Changes {
-			res.Changes[i] = report.Change{What: mask(c.What), Before: mask(c.Before), After: mask(c.After), Outage: c.Outage}
-		}
-		res.Warnings = slices.Clone(res.Warnings)
-		for i, w := range res.Warnings {
-			res.Warnings[i] = mask(w)
-		}
+		res := r.masked(*e.Result)
 		e.Result = &res
 	}
 	if r.job.Reporter == nil {
@@ -160,6 +222,46 @@ func (r *run) emit(e report.Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.job.Reporter.Event(e)
+}
+
+// masked is a result without secrets.
+func (r *run) masked(res report.Result) report.Result {
+	mask := r.job.Masker.Mask
+	res.Because, res.Msg, res.HangsOn = mask(res.Because), mask(res.Msg), mask(res.HangsOn)
+	res.Changes = slices.Clone(res.Changes)
+	for i, c := range res.Changes {
+		res.Changes[i] = report.Change{What: mask(c.What), Before: mask(c.Before), After: mask(c.After), Outage: c.Outage}
+	}
+	res.Warnings = slices.Clone(res.Warnings)
+	for i, w := range res.Warnings {
+		res.Warnings[i] = mask(w)
+	}
+	return res
+}
+
+// stopping reports whether no further task may begin.
+func (r *run) stopping(ctx context.Context) bool {
+	select {
+	case <-r.job.Stop:
+		return true
+	default:
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.halted != "" || ctx.Err() != nil
+}
+
+// halt lets no further task begin.
+func (r *run) halt(why string) {
+	r.mu.Lock()
+	first := r.halted == ""
+	if first {
+		r.halted = why
+	}
+	r.mu.Unlock()
+	if first {
+		r.emit(report.Event{Kind: report.Warning, Text: why + "; no further task begins"})
+	}
 }
 
 // connect returns the connection of a host, made on first use.
@@ -209,6 +311,7 @@ func (p *playRun) execute(ctx context.Context) {
 		p.stop("play %q stops: it needs %s, which %s", p.play.title, lost, f)
 		return
 	}
+	p.takeDebts(hosts)
 	e := p.event(report.PlayStart)
 	for _, h := range hosts {
 		e.Hosts = append(e.Hosts, h.host.Name)
@@ -277,7 +380,7 @@ func alive(hosts []*hostRun) []*hostRun {
 // tasks runs a list of tasks on hosts, one task at a time; who fails drops out.
 func (p *playRun) tasks(ctx context.Context, list []*task, hosts []*hostRun) {
 	for _, t := range list {
-		if hosts = alive(hosts); len(hosts) == 0 || ctx.Err() != nil {
+		if hosts = alive(hosts); len(hosts) == 0 || p.stopping(ctx) {
 			return
 		}
 		switch {
@@ -304,6 +407,12 @@ func (p *playRun) start(ctx context.Context, t *task, hosts []*hostRun) {
 // once runs a task on the first host; what it registers, and a failure, is for all of them.
 func (p *playRun) once(ctx context.Context, t *task, hosts []*hostRun) {
 	first := hosts[0]
+	for _, h := range hosts {
+		if p.memo.did(p.taskID(t), h.host.Name) {
+			first = h // when it ran, those before it took no part
+			break
+		}
+	}
 	values := p.task(ctx, t, first)
 	f := first.failure()
 	if f != nil && len(hosts) > 1 && !t.rescued {
@@ -329,7 +438,7 @@ func (p *playRun) once(ctx context.Context, t *task, hosts []*hostRun) {
 // does not undo a failure.
 func (p *playRun) blocks(ctx context.Context, t *task, hosts []*hostRun) {
 	p.tasks(ctx, t.block, hosts)
-	if t.rescues && ctx.Err() == nil {
+	if t.rescues && !p.stopping(ctx) {
 		var failing []*hostRun
 		for _, h := range hosts {
 			f := h.failure()
@@ -342,7 +451,7 @@ func (p *playRun) blocks(ctx context.Context, t *task, hosts []*hostRun) {
 		}
 		p.tasks(ctx, t.rescue, failing)
 	}
-	if len(t.always) > 0 && ctx.Err() == nil {
+	if len(t.always) > 0 && !p.stopping(ctx) {
 		before := map[*hostRun]*failure{}
 		var reachable []*hostRun
 		for _, h := range hosts {
@@ -375,7 +484,7 @@ func (p *playRun) flush(ctx context.Context, hosts []*hostRun) {
 	for range len(p.play.handlers) + 1 { // handlers that notify each other must not go on for ever
 		ran := false
 		for _, handler := range p.play.handlers {
-			if ctx.Err() != nil {
+			if p.stopping(ctx) {
 				return
 			}
 			if owed := takeOwed(handler, alive(hosts)); len(owed) > 0 {
@@ -414,39 +523,53 @@ func (p *playRun) tellOwed(hosts []*hostRun) {
 		for _, h := range takeOwed(handler, hosts) {
 			if h.doubt == "" {
 				names = append(names, h.host.Name)
+				if _, earlier := h.debts[handler]; !earlier { // an earlier run's record says so already
+					p.owed = append(p.owed, journal.Owed{Host: h.host.Name, Book: p.bookPath(), Play: p.play.title, Handler: p.taskID(handler), Name: handler.label()})
+				}
 			}
 			h.doubt = ""
 		}
 		if len(names) > 0 && !p.job.Check {
 			e := p.event(report.Warning)
-			e.Text = fmt.Sprintf("handler %q was notified and has not run on %s: what it does is still to be done, and the next run may not notify it again",
-				handler.label(), strings.Join(names, ", "))
+			e.Text = fmt.Sprintf("handler %q was notified and has not run on %s: what it does is still to be done%s",
+				handler.label(), strings.Join(names, ", "), p.whenOwed())
 			p.emit(e)
 		}
 	}
 }
 
-// notify marks the handlers that a task names. by is "", or the task if it is unknown whether it will change anything.
-func (p *playRun) notify(t *task, h *hostRun, env vars.Env, by string) error {
+// notify marks the handlers that a task names, and returns them. by is "", or the task if it is unknown whether it will change anything.
+func (p *playRun) notify(t *task, h *hostRun, env vars.Env, by string) (all []*task, err error) {
 	for _, tree := range t.notify {
 		value, err := tree.Eval(env)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		name := fmt.Sprint(value)
 		handlers := p.play.named(name)
 		if len(handlers) == 0 {
-			return fmt.Errorf("no handler of the play is named %q%s", name, dashed(spec.DidYouMean(name, p.play.handlerNames())))
+			return nil, fmt.Errorf("no handler of the play is named %q%s", name, dashed(spec.DidYouMean(name, p.play.handlerNames())))
 		}
-		h.mu.Lock()
-		for _, handler := range handlers {
-			if _, owed := h.notified[handler]; !owed || by == "" {
-				h.notified[handler] = by
-			}
-		}
-		h.mu.Unlock()
+		all = append(all, handlers...)
 	}
-	return nil
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, handler := range all {
+		if _, owed := h.notified[handler]; !owed || by == "" {
+			h.notified[handler] = by
+		}
+	}
+	return all, nil
+}
+
+// handlersOf are the handlers that a task would notify, as far as their names are known.
+func (p *playRun) handlersOf(t *task, env vars.Env) (all []*task) {
+	for _, tree := range t.notify {
+		if value, err := tree.Eval(env); err == nil {
+			all = append(all, p.play.named(fmt.Sprint(value))...)
+		}
+	}
+	return all
 }
 
 // register binds a task's result for a host.
@@ -492,12 +615,28 @@ func (r *run) gather(ctx context.Context, h *hostRun, user string) (module.Facts
 	}
 	h.facts.Lock()
 	defer h.facts.Unlock()
+	if past := r.memo.facts[h.host.Name]; h.facts.known == nil && past != nil {
+		var f module.Facts
+		if err := json.Unmarshal(past.Values, &f); err != nil {
+			return module.Facts{}, fmt.Errorf("cannot read the facts on record: %w", err)
+		}
+		h.facts.known = &f
+	}
 	if h.facts.known == nil {
 		f, err := module.GatherFacts(ctx, &module.Host{Name: h.host.Name, Conn: conn, User: user})
 		if err != nil {
 			return module.Facts{}, err
 		}
 		h.facts.known = &f
+		if r.job.Journal != nil {
+			values, err := json.Marshal(f)
+			if err == nil {
+				err = r.job.Journal.Append(journal.Record{Kind: journal.KindFacts, Facts: &journal.Facts{Host: h.host.Name, BootID: f.BootID, Values: values}})
+			}
+			if err != nil {
+				r.halt(fmt.Sprintf("the record of the run cannot be written: %v", err))
+			}
+		}
 	}
 	return *h.facts.known, nil
 }

@@ -38,7 +38,7 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		*stop = p.provisional(*stop, h, reached)
 		name := p.taskName(t, env)
 		if stop.result.Status == report.Unknown {
-			_ = p.notify(t, h, env, name) // a name that hangs on the loop's item is not known either
+			_, _ = p.notify(t, h, env, name) // a name that hangs on the loop's item is not known either
 			p.mayDo(t, h, *stop, name)
 		}
 		e := p.taskEvent(report.TaskEnd, t, h, name, "")
@@ -51,6 +51,9 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 	}
 	var all []outcome
 	for i, item := range items {
+		if i > 0 && p.stopping(ctx) {
+			break
+		}
 		itemEnv, label := env, ""
 		if looped {
 			own := map[string]vars.Tree{t.spec.LoopVar: vars.Const(item)}
@@ -64,7 +67,7 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		e := p.taskEvent(report.TaskStart, t, h, name, label)
 		p.emit(e)
 		start := time.Now()
-		out := p.elsewhere(p.attempt(ctx, t, h, itemEnv, &user, reached, e), h, e)
+		out := p.elsewhere(p.attempt(ctx, t, h, i, itemEnv, &user, reached, e), h, e)
 		out = p.provisional(out, h, reached)
 		out.result.Seconds = time.Since(start).Seconds()
 		if h.doubt != "" && out.changed() {
@@ -81,6 +84,8 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 			}
 			out.result.Rescued = t.rescued && !out.result.Ignored
 		}
+		p.end(out.doing, t, &out, name)
+		p.settle(t, h, &out)
 		if out.result.Status == report.Unknown && !out.planned {
 			out.values = unknownResult(t, out.result.Because)
 			if !out.foreseen {
@@ -134,7 +139,8 @@ func (p *playRun) notifyAfter(t *task, h *hostRun, env vars.Env, out *outcome, n
 	case !out.changed():
 		return
 	}
-	if err := p.notify(t, h, env, by); err != nil && by == "" {
+	var err error
+	if out.notified, err = p.notify(t, h, env, by); err != nil && by == "" {
 		out.result.Status, out.result.Msg = report.Failed, fmt.Sprintf("cannot notify: %v", err)
 		out.values = common(out.result, out.values)
 	}
@@ -208,7 +214,7 @@ func (p *playRun) taskName(t *task, env vars.Env) string {
 }
 
 // attempt runs one item of a task, again and again where until says so.
-func (p *playRun) attempt(ctx context.Context, t *task, h *hostRun, env *vars.Stack, user *string, reached *reach, e report.Event) outcome {
+func (p *playRun) attempt(ctx context.Context, t *task, h *hostRun, index int, env *vars.Stack, user *string, reached *reach, e report.Event) (out outcome) {
 	var doubtful *outcome // it is not known whether the task is to run
 	for _, w := range t.when {
 		holds, err := w.expr.EvalBool(env)
@@ -225,22 +231,30 @@ func (p *playRun) attempt(ctx context.Context, t *task, h *hostRun, env *vars.St
 			if mayChange(w.expr, env) {
 				out.result.HangsOn = p.pendingAnywhere(h, reached)
 			}
+			if slices.Contains(p.play.handlers, t) {
+				out.doing = p.doingOf(t, h, index) // its turn has come, so it is no longer owed
+			}
 			return out
 		}
 	}
 	if doubtful != nil {
 		reached.maybe = true
-		would := p.perform(ctx, t, h, env, user, reached, e) // for what it may make of the host
+		would := p.perform(ctx, t, h, env, user, reached, e, &doing{}) // for what it may make of the host
 		reached.maybe = false
 		doubtful.foreseen = would.planned || would.result.Status == report.OK
 		return *doubtful
 	}
+	d := p.doingOf(t, h, index)
+	defer func() { out.doing = d }()
 	attempts, delay, err := p.patience(t, env)
 	if err != nil {
 		return fail("%v", err)
 	}
 	for n := 1; ; n++ {
-		out := p.perform(ctx, t, h, env, user, reached, e)
+		out := p.perform(ctx, t, h, env, user, reached, e, d)
+		if out.restored {
+			return out
+		}
 		p.judge(t, env, &out)
 		if len(t.until) == 0 || out.lost || out.result.Status == report.Unknown || ctx.Err() != nil {
 			return out
@@ -277,7 +291,7 @@ func (p *playRun) attempt(ctx context.Context, t *task, h *hostRun, env *vars.St
 }
 
 // perform evaluates a task's arguments for a host, checks, and unless this is check mode applies and checks again.
-func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.Stack, user *string, reached *reach, e report.Event) (out outcome) {
+func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.Stack, user *string, reached *reach, e report.Event, d *doing) (out outcome) {
 	defer func() {
 		if r := recover(); r != nil {
 			out = fail("the module crashed, please report it: %v\n%s", r, debug.Stack())
@@ -306,6 +320,10 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 		}
 		return fail("%s: %s: %s", t.spec.Pos, t.spec.Module, strings.Join(texts, "; "))
 	}
+	past, again, stop := p.past(ctx, d, t, target, *user, args, late)
+	if stop != nil || past != nil && !again {
+		return *cmp.Or(stop, past)
+	}
 	host, cancel, ctx, stop := p.moduleHost(ctx, t, target, env, *user, e)
 	if stop != nil {
 		return *stop
@@ -320,6 +338,15 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 		out = p.failed(ctx, t, plan.Values, err)
 		out.certain = plan.Foreseen
 		return out
+	}
+	if past != nil && (len(plan.Changes) == 0 || plan.Act || plan.Unknown != "") {
+		return *past // the host started anew, and nothing of it is lost
+	}
+	if d.halfway != nil {
+		out, done := p.halfway(d, t, e.Task, plan)
+		if done {
+			return out
+		}
 	}
 	out = outcome{values: plan.Values}
 	out.result.Changes = changes(plan.Changes)
@@ -336,6 +363,11 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 	}
 	if p.job.Check {
 		return p.predict(t, m, target, reached, plan, e.Task)
+	}
+	if !plan.Wait {
+		if stop := p.begin(ctx, d, t, env, e.Task, target, host); stop != nil {
+			return *stop
+		}
 	}
 	return p.apply(ctx, t, m, args, host, plan)
 }

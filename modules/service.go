@@ -332,6 +332,7 @@ func (s *service) Check(ctx context.Context, host *module.Host) (module.Plan, er
 	}
 	plan.Values = f.values()
 	plan.Act = s.State == "restarted" || s.State == "reloaded"
+	plan.Again = plan.Act
 	plan.Pending = len(plan.Changes) > 0
 	slices.SortFunc(ops, func(a, b string) int { return slices.Index(serviceOps, a) - slices.Index(serviceOps, b) })
 	plan.Effects = f.effects(s.Name, ops)

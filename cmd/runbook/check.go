@@ -3,7 +3,7 @@ package main
 import "github.com/spf13/cobra"
 
 func newCheck() *cobra.Command {
-	return newVerb("check BOOK...", "Tell what a run would change, and change nothing",
+	cmd, _ := newVerb("check BOOK...", "Tell what a run would change, and change nothing",
 		`Check runbooks in order without changing a host, and predict what a run would do. Every task is ok, would change, or is unknown
 with the reason why it cannot be told. With --diff, differences of files and settings are shown.
 
@@ -12,4 +12,5 @@ number, and later ones have the number only, as in (#1). At the end stand the se
 by which task or handler, and the tasks on which something hangs.
 
 The exit code is 2 if a run would, or might, change something.`, true)
+	return cmd
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"runbook/engine/journal"
 	"runbook/engine/report"
 )
 
@@ -46,4 +47,21 @@ func completeSetting(_ *cobra.Command, books []string, toComplete string) ([]str
 		}
 	}
 	return names, cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeRun completes the ids of runs on record.
+func completeRun(stateDir *string) func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	return func(_ *cobra.Command, _ []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+		runs, err := journal.List(*stateDir)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		var ids []string
+		for _, r := range runs {
+			if strings.HasPrefix(r.ID, toComplete) {
+				ids = append(ids, r.ID+"\t"+r.Status)
+			}
+		}
+		return ids, cobra.ShellCompDirectiveNoFileComp
+	}
 }

@@ -23,7 +23,8 @@ const exitCodesHelp = `Every command that works on hosts ends with one of these:
   1  a host failed or was unreachable, or a play could not go on
   2  check found drift: something would change, or a task cannot tell (unknown)
   3  the input is wrong (arguments, runbook, inventory, parameters): nothing was touched
-  4  stopped by an interrupt: what was under way was ended, and the same call may be given again
+  4  stopped before it was through, by an interrupt, by a record that cannot be written, or by a question that only you can answer:
+     runbook resume goes on
 
 A code further up in this order wins: 3, 4, 1, 2, 0.`
 
@@ -35,7 +36,7 @@ func (e *exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) 
 // exitCode is how the program ends after a run.
 func exitCode(s engine.Summary, check bool) int {
 	switch {
-	case s.Interrupted:
+	case s.Interrupted, s.Asked, s.Halted != "":
 		return exitInterrupted
 	case s.Failed():
 		return exitFailed

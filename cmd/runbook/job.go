@@ -28,6 +28,7 @@ type jobFlags struct {
 	output     string
 	tags, skip []string
 	askBecome  bool
+	stateDir   string // of run only
 }
 
 func (f *jobFlags) add(cmd *cobra.Command) {
@@ -56,20 +57,28 @@ func must(err error) {
 	}
 }
 
-// do runs books, or checks them. The error is bad input, or an exitError.
-func (f *jobFlags) do(cmd *cobra.Command, books []string, check bool) error {
+// do runs books, or checks them. past is the run that is resumed, nil for a new one. The error is bad input, or an exitError.
+func (f *jobFlags) do(cmd *cobra.Command, books []string, check bool, past *resumed) error {
 	job, err := f.job(books, check)
 	if err != nil {
 		return err
 	}
+	var rec *record
+	if !check {
+		if rec, err = f.record(cmd, &job, past); err != nil {
+			return err
+		}
+		defer rec.close()
+	}
 	screen := newScreen(cmd.OutOrStdout(), cmd.ErrOrStderr(), f, job.Masker)
 	defer screen.close()
-	ctx, stop := interruptible(context.Background(), screen.stderr)
-	defer stop()
-	job.Reporter = screen.reporter
-	dialer := &dialer{prompt: screen.prompt, log: screen.log, masker: job.Masker}
+	interrupts := interruptible(context.Background(), screen.stderr)
+	defer interrupts.close()
+	job.Reporter, job.Stop = screen.reporter, interrupts.stop
+	prompt := interrupts.asking(screen.prompt)
+	dialer := &dialer{prompt: prompt, log: screen.log, masker: job.Masker}
 	if f.askBecome {
-		password, err := screen.prompt(ctx, "Password for sudo or su on the hosts: ")
+		password, err := prompt(interrupts.ctx, "Password for sudo or su on the hosts: ")
 		if err != nil {
 			return err
 		}
@@ -78,15 +87,18 @@ func (f *jobFlags) do(cmd *cobra.Command, books []string, check bool) error {
 	}
 	job.Dial = dialer.dial
 
-	summary, err := engine.Run(ctx, job)
+	summary, err := engine.Run(interrupts.ctx, job)
 	screen.close()
 	if err != nil {
 		return nothingTouched(err)
 	}
-	if summary.Interrupted {
-		fmt.Fprintln(cmd.ErrOrStderr(), "stopped by an interrupt; the same call may be given again")
+	code := exitCode(summary, check)
+	if rec != nil {
+		rec.end(cmd.ErrOrStderr(), summary, code)
+	} else if summary.Interrupted {
+		fmt.Fprintln(cmd.ErrOrStderr(), "stopped by an interrupt; nothing was changed, and the same call may be given again")
 	}
-	if code := exitCode(summary, check); code != exitDone {
+	if code != exitDone {
 		return &exitError{code}
 	}
 	return nil
@@ -164,11 +176,20 @@ func asErrors(err error) spec.Errors {
 }
 
 // newVerb makes the two verbs from one description.
-func newVerb(use, short, long string, check bool) *cobra.Command {
+func newVerb(use, short, long string, check bool) (*cobra.Command, *jobFlags) {
 	flags := &jobFlags{}
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, RunE: func(cmd *cobra.Command, books []string) error {
-		return flags.do(cmd, books, check)
+		return flags.do(cmd, books, check, nil)
 	}}
 	flags.add(cmd)
-	return cmd
+	if !check {
+		addStateDir(cmd, &flags.stateDir)
+	}
+	return cmd, flags
+}
+
+// addStateDir adds the flag of verbs that look at the records of runs.
+func addStateDir(cmd *cobra.Command, dir *string) {
+	cmd.Flags().StringVar(dir, "state-dir", "", "`DIRECTORY` of the records of runs; by default runbook under $XDG_STATE_HOME or ~/.local/state")
+	must(cmd.MarkFlagDirname("state-dir"))
 }

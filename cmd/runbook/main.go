@@ -5,6 +5,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -26,7 +27,7 @@ func program(args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.Execute()
+	err := root.ExecuteContext(context.WithValue(context.Background(), argsKey{}, args))
 	var ended *exitError
 	switch {
 	case err == nil:
@@ -39,6 +40,15 @@ func program(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, line)
 	}
 	return exitBadInput
+}
+
+// argsKey is the context's key for the program's arguments.
+type argsKey struct{}
+
+// argsOf are the arguments that the program was called with. No secret is among them: settings refuse it.
+func argsOf(cmd *cobra.Command) []string {
+	args, _ := cmd.Context().Value(argsKey{}).([]string)
+	return args
 }
 
 func newRoot() *cobra.Command {
@@ -61,7 +71,7 @@ See "runbook help exit-codes" for what the exit codes say.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w\n    hint: see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(newRun(), newCheck(), newList(), newShow(), newVersion(), newDocs(), newExitCodes())
+	root.AddCommand(newRun(), newResume(), newCheck(), newList(), newShow(), newVersion(), newDocs(), newExitCodes())
 	root.InitDefaultCompletionCmd()
 	return root
 }

@@ -46,3 +46,9 @@ func versionText(info *debug.BuildInfo) string {
 	}
 	return text
 }
+
+// thisVersion is the program's version, for records.
+func thisVersion() string {
+	info, _ := debug.ReadBuildInfo()
+	return versionText(info)
+}

@@ -33,6 +33,8 @@ type Host struct {
 	Late map[string]string
 	// Awaited is a task of this check, on whatever host, whose change has not been made; "" in a run. Set by the engine.
 	Awaited string
+	// JobID names the long step that Apply may leave running on the host, "" if it must not. Set by the engine.
+	JobID string
 	// SentFunc is called once, when the first command has its place in the host's queue. Set by the engine.
 	SentFunc func()
 }

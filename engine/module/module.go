@@ -62,6 +62,8 @@ type Plan struct {
 	State any
 	// Act says that the change is an act, such as a restart, rather than a state: no second Check follows its Apply.
 	Act bool
+	// Again says that doing an act once more does no harm: a run that is resumed repeats it where it cannot tell whether it was done.
+	Again bool
 	// Wait says that Apply only waits until the changes have come about by themselves.
 	Wait bool
 	// Pending says that Values are placeholders until Apply has run: in check mode they are unknown to later tasks.

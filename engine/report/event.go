@@ -63,11 +63,12 @@ type Result struct {
 	Msg      string   `json:"msg,omitempty"`     // of Failed, Unreachable; of assert and the like also when ok
 	Changes  []Change `json:"changes,omitempty"`
 	Seconds  float64  `json:"seconds"`
-	Attempts int      `json:"attempts,omitempty"` // more than one: of until
-	Ignored  bool     `json:"ignored,omitempty"`  // failed, and ignore_errors says to go on
-	Rescued  bool     `json:"rescued,omitempty"`  // failed inside a block that has a rescue
-	Maybe    bool     `json:"maybe,omitempty"`    // of Unknown: Because is about whether the task runs at all, so that Changes are not certain
-	HangsOn  string   `json:"hangs_on,omitempty"` // check mode: an earlier task whose change has not been made, so that this verdict is provisional
+	Attempts int      `json:"attempts,omitempty"`  // more than one: of until
+	OnRecord bool     `json:"on_record,omitempty"` // of a run that is resumed: it was done before
+	Ignored  bool     `json:"ignored,omitempty"`   // failed, and ignore_errors says to go on
+	Rescued  bool     `json:"rescued,omitempty"`   // failed inside a block that has a rescue
+	Maybe    bool     `json:"maybe,omitempty"`     // of Unknown: Because is about whether the task runs at all, so that Changes are not certain
+	HangsOn  string   `json:"hangs_on,omitempty"`  // check mode: an earlier task whose change has not been made, so that this verdict is provisional
 	Warnings []string `json:"warnings,omitempty"`
 }
 
@@ -91,6 +92,12 @@ type Total struct {
 	Unknown     int     `json:"unknown"`
 	Seconds     float64 `json:"seconds"`
 }
+
+// Func is a Reporter made of a function.
+type Func func(e Event)
+
+// Event calls f.
+func (f Func) Event(e Event) { f(e) }
 
 // Reporter receives the events of a run, one at a time.
 type Reporter interface{ Event(e Event) }

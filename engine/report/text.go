@@ -130,6 +130,9 @@ func taskName(e Event) string {
 func (t *Text) result(p *page, e Event, r Result) {
 	word, colour := string(r.Status), statusColour[r.Status]
 	quiet := t.opts.Verbose < 1 && len(r.Warnings) == 0
+	if r.OnRecord && t.opts.Verbose < 1 {
+		return
+	}
 	hanging := t.ahead.hangsOn(e.Host, r)
 	t.ahead.interrupts(e, r)
 	more := ""
@@ -168,6 +171,9 @@ func (t *Text) result(p *page, e Event, r Result) {
 	var notes []string
 	if hanging != nil && !(r.Status == Unknown && strings.Contains(r.Because, r.HangsOn)) {
 		notes = append(notes, hanging.mention(e.Host))
+	}
+	if r.OnRecord {
+		notes = append(notes, "on record")
 	}
 	if r.Attempts > 1 {
 		notes = append(notes, fmt.Sprintf("after %d attempts", r.Attempts))

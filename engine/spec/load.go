@@ -170,6 +170,7 @@ func (l *loader) play(v *Value, from trail) *Play {
 		"tags":        func(e Entry) { p.Tags = l.tags(e) },
 		"tasks":       func(e Entry) { p.Tasks = l.tasks(l.list(e), from) },
 		"handlers":    func(e Entry) { p.Handlers = l.handlers(l.list(e), from) },
+		"on_failure":  func(e Entry) { p.OnFailure = e.Value },
 	}, playHints) {
 		return p
 	}

@@ -86,6 +86,7 @@ type Play struct {
 	Tags        []string
 	Tasks       []*Task
 	Handlers    []*Task
+	OnFailure   *Value // a bool: the play runs only when the run has failed, and only reads
 }
 
 // Task is a module call, a block, or a `meta` action. Pointers to absent keys are nil.

@@ -1,0 +1,256 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"runbook/engine"
+	"runbook/engine/journal"
+)
+
+// resumed is a run that goes on.
+type resumed struct {
+	writer          *journal.Writer
+	records         []journal.Record
+	run             journal.Run
+	rerun, markDone []string
+	acceptChanges   bool
+}
+
+func newResume() *cobra.Command {
+	past := &resumed{}
+	var stateDir, output string
+	var verbose int
+	var diff, ask bool
+	cmd := &cobra.Command{
+		Use:   "resume [RUN]",
+		Short: "Go on with a run that was ended before it was through",
+		Long: `Go on with a run: the one named, or the last that can be resumed. It is given the same arguments in the same directory as before.
+
+What is on record as done is not done again: its results are those on record, and handlers that were notified are still owed. What was under
+way is looked at: where it cannot be told whether it was done, as with a bare command, the resumed run stops and asks you to look, and
+to say --rerun TASK or --mark-done TASK. On a host that has started anew meanwhile, what lives in its memory is checked again.
+
+A runbook that was edited meanwhile is compared task by task. --accept-changes goes on with the edited one: tasks that are new or differ are
+done, the others are taken from the record.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id := ""
+			if len(args) > 0 {
+				id = args[0]
+			}
+			return past.do(cmd, stateDir, id, func(f *jobFlags) {
+				f.stateDir = stateDir
+				f.verbose = max(f.verbose, verbose)
+				f.diff = f.diff || diff
+				f.askBecome = f.askBecome || ask
+				f.output = cmp.Or(output, f.output)
+			})
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringArrayVar(&past.rerun, "rerun", nil, "do this `TASK`, which was under way, once more; repeatable")
+	flags.StringArrayVar(&past.markDone, "mark-done", nil, "take this `TASK`, which was under way, for done; repeatable")
+	flags.BoolVar(&past.acceptChanges, "accept-changes", false, "go on although runbooks or arguments are not what they were")
+	flags.CountVarP(&verbose, "verbose", "v", "show tasks that were ok or skipped too, and those on record; twice: diagnostics of connections")
+	flags.BoolVar(&diff, "diff", false, "show differences of texts")
+	flags.StringVar(&output, "output", "", "`FORM` of the report: text or json (JSON Lines)")
+	flags.BoolVarP(&ask, "ask-become-pass", "K", false, "ask for the password of sudo or su")
+	addStateDir(cmd, &stateDir)
+	cmd.ValidArgsFunction = completeRun(&stateDir)
+	return cmd
+}
+
+func (r *resumed) do(cmd *cobra.Command, stateDir, id string, adjust func(*jobFlags)) error {
+	id, err := whichRun(stateDir, id)
+	if err != nil {
+		return err
+	}
+	if r.writer, r.records, err = journal.Open(stateDir, id); err != nil {
+		return err
+	}
+	closing := r.writer
+	defer func() { _ = closing.Close() }()
+	if len(r.records) == 0 || r.records[0].Run == nil {
+		return fmt.Errorf("cannot resume %s: its record has no beginning", id)
+	}
+	r.run = *r.records[0].Run
+	if last := r.records[len(r.records)-1].Close; last != nil && last.Status == journal.Done {
+		return fmt.Errorf("cannot resume %s: it is through", id)
+	}
+	if err := os.Chdir(r.run.Dir); err != nil {
+		return fmt.Errorf("cannot go to the directory that the run was started in: %w", err)
+	}
+	verb, flags := runVerb()
+	if len(r.run.Args) == 0 {
+		return fmt.Errorf("cannot resume %s: its record does not say how it was called", id)
+	}
+	if err := verb.ParseFlags(r.run.Args[1:]); err != nil {
+		return fmt.Errorf("cannot resume %s: %w", id, err)
+	}
+	adjust(flags)
+	verb.SetOut(cmd.OutOrStdout())
+	verb.SetErr(cmd.ErrOrStderr())
+	return flags.do(verb, verb.Flags().Args(), false, r)
+}
+
+// whichRun is the run that is meant: the id, or one that begins with it, or the last that can be resumed.
+func whichRun(stateDir, id string) (string, error) {
+	runs, err := journal.List(stateDir)
+	if err != nil {
+		return "", err
+	}
+	var fits []string
+	for _, r := range runs {
+		if r.ID == id || id == "" && r.Resumable {
+			return r.ID, nil
+		}
+		if id != "" && strings.HasPrefix(r.ID, id) {
+			fits = append(fits, r.ID)
+		}
+	}
+	switch {
+	case len(fits) == 1:
+		return fits[0], nil
+	case len(fits) > 1:
+		return "", fmt.Errorf("cannot tell which run is meant: %s", strings.Join(fits, ", "))
+	case id == "":
+		return "", errors.New("there is no run that could be resumed\n    hint: runbook runs lists them")
+	}
+	return "", fmt.Errorf("there is no record of a run %s\n    hint: runbook runs lists them", id)
+}
+
+// fit compares the books with those of the record, and makes the record speak of today's tasks.
+func (r *resumed) fit(books []journal.Book) error {
+	var differences []string
+	today := map[string]string{} // today's task by the one on record
+	for i, old := range r.run.Books {
+		if i >= len(books) {
+			differences = append(differences, fmt.Sprintf("%s is no longer among the runbooks", old.Path))
+			continue
+		}
+		for _, pair := range align(old.Tasks, books[i].Tasks) {
+			switch {
+			case pair.old == nil:
+				differences = append(differences, fmt.Sprintf("%s: task %q is new", old.Path, pair.now.Name))
+				continue
+			case pair.now == nil:
+				differences = append(differences, fmt.Sprintf("%s: task %q is gone", old.Path, pair.old.Name))
+				continue
+			case pair.old.Digest != pair.now.Digest:
+				differences = append(differences, fmt.Sprintf("%s: task %q is not what it was", old.Path, pair.now.Name))
+			}
+			today[pair.old.ID] = pair.now.ID
+		}
+	}
+	if len(differences) > 0 && !r.acceptChanges {
+		return fmt.Errorf("cannot resume %s as it is: the runbooks were edited since\n    %s\n    hint: --accept-changes goes on with them as they are now; no host was touched", r.run.ID, strings.Join(differences, "\n    "))
+	}
+	var kept []journal.Record
+	for _, rec := range r.records {
+		switch {
+		case rec.Begin != nil:
+			begin := *rec.Begin
+			if begin.Task = today[begin.Task]; begin.Task == "" {
+				continue
+			}
+			rec.Begin = &begin
+		case rec.End != nil:
+			end := *rec.End
+			if end.Task = today[end.Task]; end.Task == "" {
+				continue
+			}
+			rec.End = &end
+		}
+		kept = append(kept, rec)
+	}
+	r.records = kept
+	return nil
+}
+
+// alike is a task on record and today's, one of them nil if the other is alone.
+type alike struct{ old, now *journal.Task }
+
+// align pairs the tasks of two versions of a book: those that are the same, in order, and between them those of the same name.
+func align(old, now []journal.Task) []alike {
+	same := func(a, b journal.Task) bool { return a.Name == b.Name && a.Digest == b.Digest }
+	// Lengths of the longest common sequences of what is left.
+	length := make([][]int, len(old)+1)
+	for i := range length {
+		length[i] = make([]int, len(now)+1)
+	}
+	for i := len(old) - 1; i >= 0; i-- {
+		for j := len(now) - 1; j >= 0; j-- {
+			if same(old[i], now[j]) {
+				length[i][j] = length[i+1][j+1] + 1
+			} else {
+				length[i][j] = max(length[i+1][j], length[i][j+1])
+			}
+		}
+	}
+	var pairs []alike
+	var lost, found []*journal.Task
+	between := func() {
+		for _, o := range lost {
+			at := slices.IndexFunc(found, func(n *journal.Task) bool { return n.Name == o.Name })
+			if at < 0 {
+				pairs = append(pairs, alike{old: o})
+				continue
+			}
+			pairs = append(pairs, alike{o, found[at]})
+			found = slices.Delete(found, at, at+1)
+		}
+		for _, n := range found {
+			pairs = append(pairs, alike{now: n})
+		}
+		lost, found = nil, nil
+	}
+	i, j := 0, 0
+	for i < len(old) || j < len(now) {
+		switch {
+		case i < len(old) && j < len(now) && same(old[i], now[j]):
+			between()
+			pairs = append(pairs, alike{&old[i], &now[j]})
+			i, j = i+1, j+1
+		case j == len(now) || i < len(old) && length[i+1][j] >= length[i][j+1]:
+			lost = append(lost, &old[i])
+			i++
+		default:
+			found = append(found, &now[j])
+			j++
+		}
+	}
+	between()
+	return pairs
+}
+
+// unanswered lists what --rerun and --mark-done name and was not under way.
+func (r *resumed) unanswered() error {
+	underWay := map[string]bool{}
+	for _, rec := range r.records {
+		switch {
+		case rec.Begin != nil:
+			underWay[rec.Begin.Name] = true
+		case rec.End != nil:
+			delete(underWay, rec.End.Name)
+		}
+	}
+	for _, name := range append(slices.Clone(r.rerun), r.markDone...) {
+		if !underWay[name] {
+			return fmt.Errorf("cannot decide about %q: no task of that name was under way when the run ended", name)
+		}
+	}
+	return nil
+}
+
+// settings hands the engine what is on record.
+func (r *resumed) settings(job *engine.Job) {
+	job.Journal, job.Past = r.writer, r.records
+	job.Rerun, job.MarkDone, job.AcceptChanges = r.rerun, r.markDone, r.acceptChanges
+}

@@ -1,0 +1,484 @@
+package engine
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"runbook/engine/journal"
+	"runbook/engine/module"
+	"runbook/engine/report"
+	"runbook/engine/secret"
+	"runbook/engine/spec"
+	"runbook/engine/transport"
+	"runbook/engine/vars"
+)
+
+// A run writes down what it does, and a resumed one goes through the same program again with what was written as its memo: an item
+// that has its end is not done again, its outcome comes from the record. Loops, blocks, rescues, handlers and registered results come
+// back by themselves that way. What has a beginning and no end was under way: Check decides, and where it cannot tell, a person does.
+
+// Program describes what a job would run, task by task, for its record. The error is spec.Errors.
+func Program(job Job) ([]journal.Book, error) {
+	if job.Masker == nil {
+		job.Masker = &secret.Masker{}
+	}
+	p, errs := compile(&job)
+	if len(errs) > 0 {
+		return nil, errs
+	}
+	return p.describe(&job), nil
+}
+
+func (p *program) describe(job *Job) []journal.Book {
+	var books []journal.Book
+	for i, b := range p.books {
+		book := journal.Book{Path: job.Books[i].Path, Title: b.spec.Title}
+		for _, play := range b.plays {
+			for _, t := range allTasks(play) {
+				book.Tasks = append(book.Tasks, journal.Task{ID: recordID(i, t), Play: play.title, Name: t.label(), Digest: taskDigest(t.spec)})
+			}
+		}
+		book.Digest = digestOf(book.Tasks)
+		books = append(books, book)
+	}
+	return books
+}
+
+// allTasks lists the tasks of a play and its handlers, those in blocks too.
+func allTasks(p *play) []*task {
+	var list []*task
+	var walk func(tasks []*task)
+	walk = func(tasks []*task) {
+		for _, t := range tasks {
+			list = append(list, t)
+			walk(t.block)
+			walk(t.rescue)
+			walk(t.always)
+		}
+	}
+	walk(p.tasks)
+	walk(p.handlers)
+	return list
+}
+
+// digestOf is a short digest of anything that JSON can hold; a secret counts as its mask.
+func digestOf(v any) string {
+	text, err := json.Marshal(v)
+	if err != nil {
+		text = fmt.Append(nil, v)
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(text))[:16]
+}
+
+// taskDigest tells two tasks apart that do not do the same; where they stand and what is said about them is no matter.
+func taskDigest(ts *spec.Task) string {
+	value := func(v *spec.Value) any {
+		if v == nil {
+			return nil
+		}
+		return v.Any()
+	}
+	values := func(list []*spec.Value) []any {
+		var out []any
+		for _, v := range list {
+			out = append(out, value(v))
+		}
+		return out
+	}
+	entries := func(list []spec.Entry) []any {
+		var out []any
+		for _, e := range list {
+			out = append(out, e.Key, value(e.Value))
+		}
+		return out
+	}
+	return digestOf([]any{ts.Module, value(ts.Args), ts.Meta, values(ts.When), values(ts.ChangedWhen), values(ts.FailedWhen), values(ts.Until),
+		value(ts.Loop), ts.LoopVar, ts.IndexVar, ts.Register, values(ts.Notify), values(ts.Listen), value(ts.Become), value(ts.BecomeUser),
+		entries(ts.Vars), entries(ts.Environment), value(ts.Retries), value(ts.Delay), value(ts.Timeout), value(ts.IgnoreErrors),
+		value(ts.DelegateTo), value(ts.RunOnce), len(ts.Block), len(ts.Rescue), len(ts.Always)})
+}
+
+// memo is what the record of an earlier part of the run says.
+type memo struct {
+	mu    sync.Mutex
+	ends  map[journal.Key]*journal.End
+	begun map[journal.Key]*journal.Begin // without an end
+	facts map[string]*journal.Facts
+	boots map[string]string // boot id by host, as it was last
+}
+
+func newMemo(past []journal.Record) *memo {
+	m := &memo{ends: map[journal.Key]*journal.End{}, begun: map[journal.Key]*journal.Begin{}, facts: map[string]*journal.Facts{}, boots: map[string]string{}}
+	for _, r := range past {
+		switch {
+		case r.Begin != nil:
+			m.begun[r.Begin.Key] = r.Begin
+			delete(m.ends, r.Begin.Key)
+		case r.End != nil && r.End.Status == string(report.Unreachable) && r.End.Effect:
+			// It may have happened, so it is still under way.
+		case r.End != nil:
+			delete(m.begun, r.End.Key)
+			m.ends[r.End.Key] = r.End
+		case r.Facts != nil:
+			if len(r.Facts.Values) > 0 {
+				m.facts[r.Facts.Host] = r.Facts
+			}
+			if r.Facts.BootID != "" {
+				m.boots[r.Facts.Host] = r.Facts.BootID
+			}
+		}
+	}
+	return m
+}
+
+// did reports whether a task was done on a host.
+func (m *memo) did(task, host string) bool {
+	for key := range m.ends {
+		if key.Task == task && key.Host == host {
+			return true
+		}
+	}
+	return false
+}
+
+// doing is one doing of one item of a task on a host.
+type doing struct {
+	journal.Key
+	digest  string
+	began   bool // its beginning is on record: what it does may have happened
+	restore *journal.End
+	halfway *journal.Begin // it was under way when an earlier part of the run ended
+}
+
+// doingOf counts how often this item of the task is done on the host in this run.
+func (p *playRun) doingOf(t *task, h *hostRun, index int) *doing {
+	key := journal.Key{Task: p.taskID(t), Host: h.host.Name, Item: fmt.Sprint(index)}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	counted := key.Task + " " + key.Item
+	h.done[counted]++
+	key.Nth = h.done[counted]
+	return &doing{Key: key}
+}
+
+// taskID is the name of a task in the record: the runbook's place in the job, and the task's in the runbook.
+func (p *playRun) taskID(t *task) string {
+	return recordID(slices.Index(p.program.books, p.book), t)
+}
+
+func recordID(book int, t *task) string { return fmt.Sprintf("%d:%s", book+1, t.id) }
+
+// recall looks up what the record says of a doing whose arguments are known now. changed says that they were others then.
+func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args map[string]any, late map[string]string) (changed bool) {
+	d.digest = digestOf([]any{t.spec.Module, target.host.Name, user, args, late})
+	p.memo.mu.Lock()
+	defer p.memo.mu.Unlock()
+	end, begun := p.memo.ends[d.Key], p.memo.begun[d.Key]
+	switch {
+	case end != nil && end.Digest != d.digest, begun != nil && begun.Digest != d.digest:
+		return true
+	case end != nil:
+		d.restore = end
+	case begun != nil:
+		d.halfway = begun
+	}
+	return false
+}
+
+// past is the outcome on record, if it stands: a failure that nobody forgave is tried again, and so is what held secrets. again says
+// that the host has started anew since, so that Check has to find whether it still stands.
+func (p *playRun) past(ctx context.Context, d *doing, t *task, target *hostRun, user string, args map[string]any, late map[string]string) (out *outcome, again bool, stop *outcome) {
+	if d.Nth == 0 || p.job.Check {
+		return nil, false, nil
+	}
+	if p.recall(d, t, target, user, args, late) && !p.job.AcceptChanges {
+		out := fail("its arguments are not what they were in the run that is resumed: resume with --accept-changes if that is meant")
+		p.ask()
+		return nil, false, &out
+	}
+	if d.restore == nil {
+		return nil, false, nil
+	}
+	out = &outcome{restored: true}
+	values, err := decodeValues(d.restore.Values)
+	if err == nil {
+		err = json.Unmarshal(d.restore.Result, &out.result)
+	}
+	out.values, out.result.OnRecord = values, true
+	failed := out.result.Status == report.Failed || out.result.Status == report.Unreachable
+	if err != nil || d.restore.Withheld || failed && !out.result.Ignored && !out.result.Rescued {
+		return nil, false, nil
+	}
+	return out, d.restore.Effect && !failed && p.rebooted(ctx, target, user), nil
+}
+
+// decodeValues reads registered values, with whole numbers as ints.
+func decodeValues(text json.RawMessage) (map[string]any, error) {
+	if len(text) == 0 {
+		return nil, nil
+	}
+	decoder := json.NewDecoder(strings.NewReader(string(text)))
+	decoder.UseNumber()
+	var values map[string]any
+	if err := decoder.Decode(&values); err != nil {
+		return nil, err
+	}
+	return plainNumbers(values).(map[string]any), nil
+}
+
+func plainNumbers(v any) any {
+	switch v := v.(type) {
+	case json.Number:
+		if n, err := v.Int64(); err == nil {
+			return int(n)
+		}
+		f, _ := v.Float64()
+		return f
+	case []any:
+		for i := range v {
+			v[i] = plainNumbers(v[i])
+		}
+	case map[string]any:
+		for k := range v {
+			v[k] = plainNumbers(v[k])
+		}
+	}
+	return v
+}
+
+// begin puts on record that a change is about to be made. Nothing is touched if it cannot be.
+func (p *playRun) begin(ctx context.Context, d *doing, t *task, env vars.Env, name string, target *hostRun, host *module.Host) *outcome {
+	if p.job.Journal == nil {
+		return nil
+	}
+	if stop := p.hold(ctx, target, host); stop != nil {
+		return stop
+	}
+	host.JobID = jobID(p.job.Journal.ID(), d.Key)
+	if d.halfway != nil && d.halfway.Job != "" {
+		host.JobID = d.halfway.Job
+	}
+	begin := &journal.Begin{Key: d.Key, Name: p.job.Masker.Mask(name), Digest: d.digest, Job: host.JobID}
+	for _, h := range p.handlersOf(t, env) {
+		begin.Notify = append(begin.Notify, p.taskID(h))
+	}
+	record := journal.Record{Kind: journal.KindBegin, Begin: begin}
+	if err := p.job.Journal.Commit(record); err != nil {
+		return p.unrecorded(err)
+	}
+	d.began = true
+	return nil
+}
+
+// jobID names the long step that a doing may start on its host.
+func jobID(run string, key journal.Key) string {
+	return run + "-" + digestOf(key)
+}
+
+// unrecorded ends the run: what cannot be put on record is not done.
+func (p *playRun) unrecorded(err error) *outcome {
+	p.halt(fmt.Sprintf("the record of the run cannot be written: %v", err))
+	out := fail("not done, because it cannot be put on record: %v", err)
+	return &out
+}
+
+// end puts the outcome of a doing on record.
+func (p *playRun) end(d *doing, t *task, out *outcome, name string) {
+	if p.job.Journal == nil || out.restored || d == nil {
+		return
+	}
+	end := &journal.End{Key: d.Key, Name: p.job.Masker.Mask(name), Digest: d.digest, Status: string(out.result.Status), Effect: d.began}
+	end.Result, _ = json.Marshal(p.masked(out.result))
+	values, err := json.Marshal(out.values)
+	if end.Withheld = err != nil || holdsSecret(out.values) || p.job.Masker.Mask(string(values)) != string(values); !end.Withheld {
+		end.Values = values
+	}
+	for _, h := range out.notified {
+		end.Notified = append(end.Notified, p.taskID(h))
+	}
+	record := journal.Record{Kind: journal.KindEnd, End: end}
+	write := p.job.Journal.Append
+	if d.began || len(end.Notified) > 0 {
+		write = p.job.Journal.Commit
+	}
+	if err := write(record); err != nil {
+		p.halt(fmt.Sprintf("the record of the run cannot be written: %v", err))
+	}
+}
+
+// holdsSecret reports whether a secret is anywhere in a value.
+func holdsSecret(v any) bool {
+	switch v := v.(type) {
+	case secret.Secret:
+		return true
+	case []any:
+		return slices.ContainsFunc(v, holdsSecret)
+	case map[string]any:
+		for _, one := range v {
+			if holdsSecret(one) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// halfway decides what becomes of a task that was under way when an earlier part of the run ended, by what Check finds now. done says
+// that there is no more to do.
+func (p *playRun) halfway(d *doing, t *task, name string, plan module.Plan) (out outcome, done bool) {
+	about := func(list []string) bool { return slices.Contains(list, name) || slices.Contains(list, d.Task) }
+	switch {
+	case len(plan.Changes) == 0 && plan.Unknown == "", about(p.job.MarkDone):
+		out.result.Status, out.values = report.Changed, plan.Values
+		out.result.Msg = "it was under way when the run ended, and is done"
+		out.values = common(out.result, out.values)
+		return out, true
+	case plan.Unknown == "" && !plan.Act, plan.Again, about(p.job.Rerun):
+		return out, false
+	}
+	out = fail("it was under way when the run ended, and nobody but you can tell whether it was done: look on %s, then resume with --rerun %s or --mark-done %s",
+		d.Host, transport.Quote(name), transport.Quote(name))
+	p.ask()
+	return out, true
+}
+
+// ask notes that the run cannot go on without a person.
+func (r *run) ask() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asked = true
+}
+
+// rebooted reports whether a host has started anew since the earlier part of the run.
+func (p *playRun) rebooted(ctx context.Context, h *hostRun, user string) bool {
+	before := p.memo.boots[h.host.Name]
+	if before == "" {
+		return false
+	}
+	now, err := p.bootID(ctx, h, user)
+	if err != nil || now == before {
+		return false // who cannot be asked will not be changed either
+	}
+	h.tellReboot.Do(func() {
+		e := p.event(report.Warning)
+		e.Host, e.Text = h.host.Name, "it has started anew since the run ended: what lived in its memory is checked again"
+		p.emit(e)
+	})
+	return true
+}
+
+// bootID asks a host which of its starts this is, once.
+func (p *playRun) bootID(ctx context.Context, h *hostRun, user string) (string, error) {
+	h.boot.Do(func() {
+		conn, err := p.connect(h)
+		if err != nil {
+			h.bootErr = err
+			return
+		}
+		out, err := conn.Run(ctx, transport.Cmd{Script: "cat /proc/sys/kernel/random/boot_id 2>/dev/null || sysctl -n kern.boottime", User: user})
+		h.bootID, h.bootErr = strings.TrimSpace(string(out.Stdout)), err
+	})
+	return h.bootID, h.bootErr
+}
+
+// hold locks a host for this run before its first change, and puts on record which start of the host this is.
+func (p *playRun) hold(ctx context.Context, h *hostRun, host *module.Host) *outcome {
+	h.hold.Do(func() {
+		id, err := p.bootID(ctx, h, host.User)
+		if err != nil {
+			h.held = err
+			return
+		}
+		if p.job.Lock != nil {
+			note, err := p.job.Lock(ctx, host)
+			if err != nil {
+				h.held = err
+				return
+			}
+			if note != "" {
+				e := p.event(report.Warning)
+				e.Host, e.Text = h.host.Name, note
+				p.emit(e)
+				h.held = p.job.Journal.Append(journal.Record{Kind: journal.KindNote, Note: &journal.Note{Text: h.host.Name + ": " + note}})
+			}
+		}
+		if h.held == nil {
+			h.held = p.job.Journal.Append(journal.Record{Kind: journal.KindFacts, Facts: &journal.Facts{Host: h.host.Name, BootID: id}})
+		}
+	})
+	if h.held == nil {
+		return nil
+	}
+	out := p.failed(ctx, nil, nil, fmt.Errorf("not done: %w", h.held))
+	return &out
+}
+
+// takeDebts notifies the handlers of the play that earlier runs owe its hosts.
+func (p *playRun) takeDebts(hosts []*hostRun) {
+	for _, h := range hosts {
+		p.debts = slices.DeleteFunc(p.debts, func(d journal.Debt) bool {
+			if d.Host != h.host.Name || d.Book != p.bookPath() || d.Play != p.play.title {
+				return false
+			}
+			at := slices.IndexFunc(p.play.handlers, func(t *task) bool { return t.label() == d.Name })
+			if at < 0 {
+				return false
+			}
+			handler := p.play.handlers[at]
+			h.mu.Lock()
+			h.notified[handler] = ""
+			h.debts[handler] = d
+			h.mu.Unlock()
+			e := p.event(report.Warning)
+			told := "notified"
+			if d.Unsure {
+				told = "may have notified"
+			}
+			e.Host, e.Text = h.host.Name, fmt.Sprintf("run %s %s the handler %q and did not come to run it: its turn is in this one", d.Run, told, d.Name)
+			p.emit(e)
+			return true
+		})
+	}
+}
+
+// bookPath is how records know the book.
+func (p *playRun) bookPath() string { return p.job.Books[slices.Index(p.program.books, p.book)].Path }
+
+// tellDebts warns of what earlier runs owe hosts of this one and none of its plays could pay.
+func (r *run) tellDebts() {
+	for _, d := range r.debts {
+		if h := r.hosts[d.Host]; h != nil && h.used {
+			r.emit(report.Event{Kind: report.Warning, Host: d.Host, Text: fmt.Sprintf("run %s notified the handler %q of %q and did not come to run it: resume that run, or run that book", d.Run, d.Name, d.Book)})
+		}
+	}
+}
+
+// settle puts on record that a handler which an earlier run owed has run.
+func (p *playRun) settle(t *task, h *hostRun, out *outcome) {
+	h.mu.Lock()
+	debt, owed := h.debts[t]
+	delete(h.debts, t)
+	h.mu.Unlock()
+	if !owed || p.job.Journal == nil {
+		return
+	}
+	if out.result.Status != report.OK && out.result.Status != report.Changed {
+		return
+	}
+	if err := p.job.Journal.Commit(journal.Record{Kind: journal.KindSettled, Settled: &journal.Settled{Run: debt.Run, Host: debt.Host, Handler: debt.Handler, N: debt.N}}); err != nil {
+		p.halt(fmt.Sprintf("the record of the run cannot be written: %v", err))
+	}
+}
+
+// whenOwed says how a handler that is owed comes to run.
+func (p *playRun) whenOwed() string {
+	if p.job.Journal == nil {
+		return ", and the next run may not notify it again"
+	}
+	return "; resume runs it, and so does the next run of this book"
+}
