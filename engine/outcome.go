@@ -24,6 +24,7 @@ type outcome struct {
 	restored bool    // it comes from the record of an earlier part of the run
 	notified []*task // the handlers that it notified
 	doing    *doing
+	open     bool // nobody knows whether it was done, so it has no end on record
 	notRun   bool // check mode: declared to change nothing, so there is nothing to judge
 }
 

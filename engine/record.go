@@ -199,6 +199,7 @@ func (p *playRun) past(ctx context.Context, d *doing, t *task, target *hostRun, 
 	if p.recall(d, t, target, user, args, late) && !p.job.AcceptChanges {
 		out := fail("its arguments are not what they were in the run that is resumed: resume with --accept-changes if that is meant")
 		p.ask()
+		out.open = true
 		return nil, false, &out
 	}
 	if d.restore == nil {
@@ -289,7 +290,7 @@ func (p *playRun) unrecorded(err error) *outcome {
 
 // end puts the outcome of a doing on record.
 func (p *playRun) end(d *doing, t *task, out *outcome, name string) {
-	if p.job.Journal == nil || out.restored || d == nil {
+	if p.job.Journal == nil || out.restored || out.open || d == nil {
 		return
 	}
 	end := &journal.End{Key: d.Key, Name: p.job.Masker.Mask(name), Digest: d.digest, Status: string(out.result.Status), Effect: d.began}
@@ -344,6 +345,7 @@ func (p *playRun) halfway(d *doing, t *task, name string, plan module.Plan) (out
 	out = fail("it was under way when the run ended, and nobody but you can tell whether it was done: look on %s, then resume with --rerun %s or --mark-done %s",
 		d.Host, transport.Quote(name), transport.Quote(name))
 	p.ask()
+	out.open = true
 	return out, true
 }
 

@@ -484,7 +484,9 @@ func (p *playRun) failed(ctx context.Context, t *task, values module.Values, err
 	case ctx.Err() != nil && context.Cause(ctx) == errTaskTimeout:
 		return fail("timed out: the task's limit has passed")
 	case ctx.Err() != nil:
-		return fail("interrupted")
+		out := fail("interrupted")
+		out.open = true
+		return out
 	case errors.As(err, &exit):
 		err = fmt.Errorf("%w%s", err, stderrTail(exit.Output.Stderr))
 	}
