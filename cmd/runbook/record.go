@@ -17,7 +17,6 @@ import (
 // record is the journal of the run that is under way.
 type record struct {
 	writer *journal.Writer
-	failed error // it could not be closed well
 }
 
 // record makes the record of a new run, or goes on with that of one which is resumed. Nothing is written for bad input.
