@@ -339,7 +339,7 @@ func (p *playRun) halfway(d *doing, t *task, name string, plan module.Plan) (out
 		out.result.Msg = "it was under way when the run ended, and is done"
 		out.values = common(out.result, out.values)
 		return out, true
-	case plan.Unknown == "" && !plan.Act, plan.Again, about(p.job.Rerun):
+	case plan.Unknown == "" && !plan.Act, plan.Again, neverChanges(t), about(p.job.Rerun):
 		return out, false
 	}
 	out = fail("it was under way when the run ended, and nobody but you can tell whether it was done: look on %s, then resume with --rerun %s or --mark-done %s",
