@@ -24,6 +24,11 @@ type Config struct {
 	ConnectTimeout time.Duration // TCP, handshake and authentication together; 0 is 20 s
 	Keepalive      time.Duration // between keepalive requests; three misses are a lost link; 0 is 15 s
 
+	// LockDir is where on the host Lock keeps its files, in a directory for each user; "" is /run/runbook/lock for root,
+	// and .runbook in the home directory for others. It has to exist. It is for tests, which must not exclude each other: a
+	// local connection looks at the environment variable RUNBOOK_LOCK_DIR, too.
+	LockDir string
+
 	// Passphrase asks a person for the passphrase of an encrypted private key; nil: such a key is an error that says so.
 	// It is called only when the host accepts the key, possibly for several hosts at once, and the time it takes does
 	// not count against ConnectTimeout.

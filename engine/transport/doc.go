@@ -21,6 +21,6 @@
 //
 // The same text runs over a local sh. The files: host.go is Conn; shell.go the framed shell; stream.go sessions of their
 // own and how commands are ended; become.go the ways to another user; process.go what a link to a host has to offer;
-// ssh.go and local.go the two that there are; route.go, keys.go and hostkey.go the way there; dial.go connections; job.go,
-// file.go and quote.go what stands on top.
+// ssh.go and local.go the two that there are; route.go, keys.go and hostkey.go the way there; dial.go connections; lock.go
+// who may work on the host; job.go, file.go and quote.go what stands on top.
 package transport

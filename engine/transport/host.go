@@ -26,6 +26,8 @@ type host struct {
 	shells  map[string]*shell        // by user; "" is the login user
 	bulk    map[string]chan struct{} // by user: one bulk session at a time
 	refused map[string]*BecomeError  // by user
+
+	work work
 }
 
 // Connect opens the connection that cfg describes. It returns *UnreachableError if the host cannot be reached or
@@ -50,7 +52,8 @@ func Connect(ctx context.Context, cfg Config) (Conn, error) {
 
 func newHost(cfg Config, login string, l link) *host {
 	h := &host{name: cmp.Or(cfg.Name, cfg.Address, "localhost"), login: login, cfg: cfg, link: l,
-		shells: map[string]*shell{}, bulk: map[string]chan struct{}{}, refused: map[string]*BecomeError{}}
+		shells: map[string]*shell{}, bulk: map[string]chan struct{}{}, refused: map[string]*BecomeError{},
+		work: work{pids: map[string]bool{}}}
 	h.interpreter = cmp.Or(cfg.interpreter, "/bin/sh")
 	h.ctx, h.end = context.WithCancel(context.Background())
 	return h

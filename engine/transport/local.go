@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -18,6 +19,7 @@ import (
 type localLink struct {
 	mu      sync.Mutex
 	running map[*process]bool
+	reason  error // why it is not used any more
 }
 
 func newLocal(cfg Config) (*host, error) {
@@ -26,10 +28,23 @@ func newLocal(cfg Config) (*host, error) {
 	if err == nil {
 		login = u.Username
 	}
+	cfg.LockDir = cmp.Or(cfg.LockDir, os.Getenv("RUNBOOK_LOCK_DIR"))
 	return newHost(cfg, login, &localLink{running: map[*process]bool{}}), nil
 }
 
-func (l *localLink) lost() error { return nil }
+func (l *localLink) lost() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.reason
+}
+
+func (l *localLink) fail(why error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reason == nil {
+		l.reason = why
+	}
+}
 
 func (l *localLink) alive() error { return nil }
 
@@ -53,6 +68,9 @@ func (l *localLink) dial(ctx context.Context, network, addr string) (net.Conn, e
 }
 
 func (l *localLink) start(_ context.Context, command string, tty bool) (*process, error) {
+	if err := l.lost(); err != nil {
+		return nil, err
+	}
 	cmd := exec.Command("/bin/sh", "-c", command)
 	var ours, theirs []*os.File
 	closeAll := func(files []*os.File) {

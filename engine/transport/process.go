@@ -20,6 +20,8 @@ type link interface {
 	alive() error
 	// lost is the reason why the link is gone, nil while it is up.
 	lost() error
+	// fail makes why the reason, unless there is one.
+	fail(why error)
 	close() error
 }
 

@@ -258,6 +258,7 @@ func (s *shell) talk() error {
 		close(s.pending[0].started)
 	}
 	s.mu.Unlock()
+	defer s.host.works(pid)()
 	for {
 		if _, err := in.Peek(1); err != nil {
 			return s.whyEnded(p)

@@ -121,6 +121,7 @@ func (h *host) stream(ctx context.Context, user string, c Cmd) (Output, error) {
 		return Output{}, err
 	}
 	defer s.close()
+	defer h.works(s.who.group)() // whose leader lasts as long as the command
 
 	if c.Stdin != nil {
 		go s.feed(c.Stdin)

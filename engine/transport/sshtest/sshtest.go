@@ -157,7 +157,7 @@ func (s *Server) Config() transport.Config {
 		login = u.Username
 	}
 	return transport.Config{Name: "sshtest", Address: addr.IP.String(), Port: addr.Port, User: login,
-		Identities: []string{s.KeyFile()}, KnownHosts: s.KnownHosts(), SSHConfig: "none", Jump: "none"}
+		Identities: []string{s.KeyFile()}, KnownHosts: s.KnownHosts(), SSHConfig: "none", Jump: "none", LockDir: s.dir}
 }
 
 // Allow lets in one more key.
