@@ -34,7 +34,7 @@ type osFile struct{ *os.File }
 func (f osFile) datasync() error {
 	for {
 		if err := unix.Fdatasync(int(f.Fd())); err != unix.EINTR {
-			return err
+			return os.NewSyscallError("fdatasync", err)
 		}
 	}
 }

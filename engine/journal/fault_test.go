@@ -92,6 +92,13 @@ func (d *faults) syncDir(path string) error {
 	return d.osDisk.syncDir(path)
 }
 
+// syncsNow is syncs while a writer is at work.
+func (d *faults) syncsNow() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.syncs
+}
+
 type faultyFile struct {
 	file
 	d    *faults

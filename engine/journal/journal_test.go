@@ -463,7 +463,7 @@ func TestGroupCommit(t *testing.T) {
 				}
 			})
 		}
-		before := d.syncs
+		before := d.syncsNow()
 		var all sync.WaitGroup
 		for host := range hosts {
 			all.Go(func() {
@@ -478,7 +478,7 @@ func TestGroupCommit(t *testing.T) {
 			})
 		}
 		all.Wait()
-		if n := d.syncs - before; n != 2 {
+		if n := d.syncsNow() - before; n != 2 {
 			t.Errorf("%d commits cost %d syncs", hosts, n)
 		}
 	}
@@ -517,9 +517,9 @@ func TestAppend(t *testing.T) {
 	w, err := s.create(testRun)
 	must(t, err)
 	defer w.Close()
-	before := d.syncs
+	before := d.syncsNow()
 	must(t, w.Append(note("soon")))
-	if d.syncs != before {
+	if d.syncsNow() != before {
 		t.Error("Append synced")
 	}
 	for deadline := time.Now().Add(5 * lag); ; time.Sleep(10 * time.Millisecond) {
@@ -549,7 +549,7 @@ func TestRefused(t *testing.T) {
 		"bad JSON":    {Kind: KindFacts, Facts: &Facts{Values: json.RawMessage(`{`)}},
 		"unnumbered":  {Kind: KindSettled, Settled: &Settled{Run: "20261126-101530-k3f9"}},
 		"year 10,000": {Kind: KindNote, Note: &Note{}, Time: time.Date(12026, 1, 1, 0, 0, 0, 0, time.UTC)},
-		"too long":    note(strings.Repeat("x", MaxLine)),
+		"too long":    {Kind: KindFacts, Facts: &Facts{Values: json.RawMessage(`"` + strings.Repeat("x", MaxLine) + `"`)}},
 	} {
 		s, _ := scratch(t)
 		w, err := s.create(testRun)
@@ -580,7 +580,7 @@ func TestLongLines(t *testing.T) {
 	s, _ := scratch(t)
 	w, err := s.create(testRun)
 	must(t, err)
-	long := strings.Repeat("x", MaxLine-200)
+	long := strings.Repeat("x", 3<<20)
 	must(t, w.Commit(note(long)))
 	for range 2 { // the last line is long, and then the one before the last
 		info, err := look(w.ID(), w.Path(), false)
@@ -595,9 +595,26 @@ func TestLongLines(t *testing.T) {
 		t.Error(len(recs))
 	}
 	must(t, w.Close())
-	// One byte more than a line may have is not even kept in memory.
-	r := newReader(io.LimitReader(zeros{}, 1<<40), "x")
-	if _, err := r.next(); err == nil || cap(r.line) > 2*MaxLine {
+	// The longest line is written and read, and one more byte is refused on both sides.
+	at := time.Unix(0, 0)
+	line, _, err := appendLine(nil, "", 2, at, nil)
+	must(t, err)
+	content := bytes.Repeat([]byte("x"), MaxLine-len(line))
+	line, sum, err := appendLine(nil, "", 2, at, content)
+	if err != nil || len(line) != MaxLine {
+		t.Fatal(err, len(line))
+	}
+	r := newReader(bytes.NewReader(line), "x")
+	if got, err := r.next(); err != nil || len(got) != MaxLine-1 || r.sum != sum {
+		t.Error(err, len(got))
+	}
+	before := []byte("before")
+	if b, _, err := appendLine(before, "", 2, at, append(content, 'x')); err == nil || string(b) != "before" {
+		t.Error(err, len(b))
+	}
+	// Of a line without end no more than that is kept in memory.
+	r = newReader(io.LimitReader(zeros{}, 1<<40), "x")
+	if _, err := r.next(); !errors.As(err, new(*CorruptError)) || cap(r.line) > 2*MaxLine {
 		t.Error(err, cap(r.line))
 	}
 }

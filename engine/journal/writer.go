@@ -62,7 +62,7 @@ func (s state) create(r Run) (*Writer, error) {
 	if r.ID != "" {
 		w, err := s.createAs(r)
 		if err != nil {
-			return nil, fmt.Errorf("cannot begin the journal %s: %w", s.path(r.ID), err)
+			return nil, fmt.Errorf("cannot begin the run %s: %w", r.ID, err)
 		}
 		return w, nil
 	}
@@ -73,7 +73,7 @@ func (s state) create(r Run) (*Writer, error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("cannot begin the journal %s: %w", s.path(r.ID), err)
+			return nil, fmt.Errorf("cannot begin the run %s: %w", r.ID, err)
 		}
 		return w, nil
 	}
@@ -100,7 +100,7 @@ func (s state) createAs(r Run) (_ *Writer, err error) {
 		}
 	}()
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, fmt.Errorf("cannot lock it: %w", err)
+		return nil, fmt.Errorf("cannot lock the journal %s: %w", temporary, err)
 	}
 	w := s.writer(r.ID, f)
 	if err := w.Commit(Record{Kind: KindRun, Run: &r}); err != nil {
@@ -272,6 +272,9 @@ func (w *Writer) add(r Record, content []byte, err error) error {
 // fail makes err the answer to whatever comes.
 func (w *Writer) fail(err error) {
 	if w.err == nil {
+		if e := (*fs.PathError)(nil); errors.As(err, &e) {
+			err = fmt.Errorf("%s: %w", e.Op, e.Err) // its path comes before it
+		}
 		w.err = fmt.Errorf("cannot write the journal %s: %w", w.path, err)
 	}
 	w.wake.Broadcast()
