@@ -142,6 +142,12 @@ func (h *Holder) String() string {
 	} else if !h.Renewed.IsZero() && h.Job == "" {
 		fmt.Fprintf(&b, ", last sign of life %s ago", h.ago(h.Renewed))
 	}
+	switch gone, lives := h.fate(); {
+	case gone:
+		b.WriteString("; that process, of this machine, is gone")
+	case lives:
+		b.WriteString("; that process, of this machine, is alive")
+	}
 	return b.String()
 }
 
@@ -221,6 +227,10 @@ look() {
 		conn) conn=$v ;;
 		left) left=$v ;;
 		work) works="$works $v" ;;
+		find) # a job's directory says which process it is
+			[ -f "$v" ] || continue
+			{ read -r k v s _ <"$v"; } 2>/dev/null
+			holder=$k:$v:$s ;;
 		esac
 	done <"$1"
 }
@@ -229,6 +239,7 @@ show() {
 	while read -r l; do
 		printf '= %s\n' "$l"
 	done <"$1"
+	printf '= holder %s\n' "$holder"
 	for w in $works; do
 		same "$w" || continue
 		all=
@@ -340,7 +351,6 @@ for j; do
 	while read -r k v; do
 		[ "$k" != run ] || [ "$v" != "$run" ] || continue 2
 	done <"$j"
-	printf '= holder\n'
 	held "$j"
 done
 { read -r me _ </proc/self/stat; } 2>/dev/null
@@ -451,12 +461,25 @@ fi
 printf 'free\n'
 `
 
-// jobScript says in a file that a job holds the host. Its variables: who, job, and pid, the process whose life is the job's.
-const jobScript = `
+// holdScript says in a file that the job id of account (this user, if empty) holds the host. Whether it does is looked up in
+// the job's own directory, so that this can be said before the job is started.
+const holdScript = `
 if [ "$uid" = 0 ]; then make root; else make ''; fi
 own "$dir/jobs"
-begun "$pid" || fail "the process $pid has ended"
-printf '%s\njob %s\nsince %s\nholder %s\n' "$who" "$job" "$(date +%s)" "$pid:$b" >"$dir/jobs/.$job" && mv -f "$dir/jobs/.$job" "$dir/jobs/$job" || fail "$dir/jobs/$job cannot be written"
+find() { printf 'find %s/%s/pid\n' "$1" "$id"; }
+{
+	printf '%s\njob %s\nsince %s\n' "$who" "$id" "$(date +%s)"
+	number=$uid
+	[ ! "$account" ] || number=$(id -u "$account")
+	if [ "$number" = 0 ]; then
+		find /var/lib/runbook/jobs
+	else
+		name=${account:-$(id -un)} home=$HOME
+		case $name in *[!A-Za-z0-9._-]*) ;; *) eval "home=~$name" ;; esac
+		find "$home/.local/state/runbook/jobs"
+		find "/var/tmp/.runbook-jobs-$number"
+	fi
+} >"$dir/jobs/.$id" && mv -f "$dir/jobs/.$id" "$dir/jobs/$id" || fail "$dir/jobs/$id cannot be written"
 printf 'done\n'
 `
 
@@ -745,7 +768,7 @@ type work struct {
 	lock *heldLock
 }
 
-// Locked tells who holds root's lock and the login user's own on the host of c, with the jobs (see JobHold) that do. It needs no
+// Locked tells who holds root's lock and the login user's own on the host of c, with the jobs (see HoldJob) that do. It needs no
 // privilege.
 func Locked(ctx context.Context, c Conn) ([]Holder, error) {
 	h, ok := c.(*host)
@@ -815,9 +838,27 @@ func Unlock(ctx context.Context, c Conn, holder, by Holder, reason string) (unde
 	return left.Commands, nil
 }
 
-// JobHold is a Cmd.Script that keeps a host locked for other runs than me.Run while the process pid of the host lives,
-// whether or not the run has a connection. It is run as the user whose lock it is; pid is a word of sh, such as a number
-// or $PPID. name is that of the job, a single word without slashes. lockDir is as in Config. It prints "done", or "error" and why.
-func JobHold(lockDir string, me Holder, name, pid string) string {
-	return settings("given", lockDir, "who", me.lines(), "job", word(name)) + "pid=" + pid + "\n" + lockBasics + lockMake + jobScript
+// HoldJob keeps the host of c locked for runs other than me.Run while a Job lives, whether or not its run has a connection. It
+// is called before the job is started, by a run that has locked the host; user is the one it was locked as, and job.Cmd.User as in RunJob.
+func HoldJob(ctx context.Context, c Conn, user string, me Holder, job Job) error {
+	h, ok := c.(*host)
+	if !ok {
+		return errNoLocks
+	}
+	if err := checkJobID(job.ID); err != nil {
+		return err
+	}
+	account := job.Cmd.User
+	if account == "" && user != "" && user != h.login {
+		account = h.login
+	}
+	out, err := h.Run(ctx, Cmd{User: user, Script: settings("given", h.cfg.LockDir, "who", me.lines(), "id", job.ID, "account", account) +
+		lockBasics + lockMake + holdScript})
+	if err != nil {
+		return err
+	}
+	if _, verdict, value, err := readHolder(nextLine(out.Stdout)); err != nil || verdict != "done" {
+		return h.lockError(fmt.Sprintf("the job %s: %s", job.ID, cmp.Or(value, errFrame.Error())))
+	}
+	return nil
 }

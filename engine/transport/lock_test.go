@@ -478,19 +478,38 @@ func chownTo(path, uid string) error {
 func testLockJob(t *testing.T, cfg transport.Config) {
 	a, b := connect(t, cfg), connect(t, cfg)
 	me := of("a", 0)
-	release, _ := lock(t, a, me)
-	pid := strings.TrimSpace(script(t, a, "sleep "+seconds()+" >/dev/null 2>&1 & echo $!"))
-	if got := script(t, a, transport.JobHold(cfg.LockDir, me, "dump-1", pid)); got != "done\n" {
-		t.Fatalf("the job said %q", got)
+	lock(t, a, me)
+	dir := tempDir(t)
+	var jobs []transport.Job
+	var wg sync.WaitGroup
+	for i := range 2 {
+		job := transport.Job{ID: transport.NewJobID(), Cmd: transport.Cmd{Script: fmt.Sprintf("touch %s/begun%d; sleep %s", dir, i, seconds())}}
+		jobs = append(jobs, job)
+		if err := transport.HoldJob(ctx(t), a, "", me, job); err != nil {
+			t.Fatal(err)
+		}
+		wg.Go(func() { _, _ = transport.RunJob(ctx(t), a, job, nil) })
+		waitFor(t, "the job", func() bool { _, err := os.Stat(fmt.Sprintf("%s/begun%d", dir, i)); return err == nil })
 	}
-	if err := release(ctx(t)); err != nil {
+	t.Cleanup(func() {
+		for _, job := range jobs {
+			_ = transport.EndJob(ctx(t), b, "", job.ID)
+			waitFor(t, "the job's end", func() bool { return transport.RemoveJob(ctx(t), b, "", job.ID) == nil })
+		}
+	})
+	if err := a.Close(); err != nil {
 		t.Fatal(err)
 	}
-	got := refused(t, b, of("b", 0))
-	if got.Job != "dump-1" || got.Run != "a" || !strings.Contains(got.String(), "the long step dump-1 of run a") {
+	wg.Wait()
+	var got transport.Holder
+	waitFor(t, "the job to be what holds the host", func() bool {
+		got = refused(t, b, of("b", 0))
+		return got.Job != ""
+	})
+	if got.Run != "a" || got.Job != jobs[0].ID && got.Job != jobs[1].ID || !strings.Contains(got.String(), "the long step "+got.Job+" of run a") {
 		t.Errorf("held by %+v", got)
 	}
-	release, old := lock(t, a, me)
+	release, old := lock(t, b, me)
 	if old != nil {
 		t.Errorf("taken over from %v", old)
 	}
@@ -498,21 +517,23 @@ func testLockJob(t *testing.T, cfg transport.Config) {
 		t.Fatal(err)
 	}
 	holders, err := transport.Locked(ctx(t), b)
-	if err != nil || len(holders) != 1 || holders[0].Job != "dump-1" {
+	if err != nil || len(holders) != 2 || holders[0].Job == "" {
 		t.Fatalf("Locked: %+v, %v", holders, err)
 	}
-	if uid := script(t, a, "id -u"); uid == "0\n" { // once struck off by a person, once ended
-		if _, err := transport.Unlock(ctx(t), b, holders[0], transport.Self(""), "not needed"); err != nil {
-			t.Error(err)
-		}
-		release, _ = lock(t, b, of("b", 0))
-		if err := release(ctx(t)); err != nil {
-			t.Error(err)
-		}
-		script(t, a, transport.JobHold(cfg.LockDir, me, "dump-2", pid))
-		refused(t, b, of("b", 0))
+	// One is struck off by a person and goes on, the other one ends.
+	struck := holders[0].Job
+	if _, err := transport.Unlock(ctx(t), b, holders[0], transport.Self(""), "not needed"); err != nil {
+		t.Error(err)
 	}
-	script(t, a, "kill "+pid)
+	if got = refused(t, b, of("b", 0)); got.Job != holders[1].Job {
+		t.Errorf("held by %+v", got)
+	}
+	if state, err := transport.FindJob(ctx(t), b, "", struck); state != transport.JobRunning {
+		t.Errorf("the job is %s, %v", state, err)
+	}
+	if err := transport.EndJob(ctx(t), b, "", got.Job); err != nil {
+		t.Error(err)
+	}
 	waitFor(t, "the job's end to be noticed", func() bool {
 		release, _, err := transport.Lock(ctx(t), b, "", of("b", 0))
 		return err == nil && release(ctx(t)) == nil
