@@ -73,8 +73,6 @@ type Job struct {
 	AcceptChanges bool
 	// Debts are handlers that earlier runs notified and did not run. Those of the plays of this run are run in it.
 	Debts []journal.Debt
-	// Lock keeps others from a host until its connection ends; nil locks nothing. note is something to tell, such as whom it was taken over from.
-	Lock func(ctx context.Context, host *module.Host) (note string, err error)
 }
 
 // selects reports whether the tags asked for include a task with these.

@@ -257,7 +257,7 @@ func (p *playRun) begin(ctx context.Context, d *doing, t *task, env vars.Env, na
 	if p.job.Journal == nil {
 		return nil
 	}
-	if stop := p.hold(ctx, target, host); stop != nil {
+	if stop := p.hold(ctx, target, host.User); stop != nil {
 		return stop
 	}
 	host.JobID = jobID(p.job.Journal.ID(), d.Key)
@@ -388,36 +388,39 @@ func (p *playRun) bootID(ctx context.Context, h *hostRun, user string) (string, 
 	return h.bootID, h.bootErr
 }
 
-// hold locks a host for this run before its first change, and puts on record which start of the host this is.
-func (p *playRun) hold(ctx context.Context, h *hostRun, host *module.Host) *outcome {
-	h.hold.Do(func() {
-		id, err := p.bootID(ctx, h, host.User)
-		if err != nil {
-			h.held = err
-			return
-		}
-		if p.job.Lock != nil {
-			note, err := p.job.Lock(ctx, host)
-			if err != nil {
-				h.held = err
-				return
-			}
-			if note != "" {
-				e := p.event(report.Warning)
-				e.Host, e.Text = h.host.Name, note
-				p.emit(e)
-				h.held = p.job.Journal.Append(journal.Record{Kind: journal.KindNote, Note: &journal.Note{Text: h.host.Name + ": " + note}})
-			}
-		}
-		if h.held == nil {
-			h.held = p.job.Journal.Append(journal.Record{Kind: journal.KindFacts, Facts: &journal.Facts{Host: h.host.Name, BootID: id}})
-		}
-	})
+// hold locks a host for this run before its first change, and puts on record which start of the host this is. The lock goes with the connection.
+func (p *playRun) hold(ctx context.Context, h *hostRun, user string) *outcome {
+	h.hold.Do(func() { h.held = p.lock(ctx, h, user) })
 	if h.held == nil {
 		return nil
 	}
-	out := p.failed(ctx, nil, nil, fmt.Errorf("not done: %w", h.held))
+	out := p.failed(ctx, nil, nil, fmt.Errorf("nothing was changed: %w", h.held))
 	return &out
+}
+
+func (p *playRun) lock(ctx context.Context, h *hostRun, user string) error {
+	conn, err := p.connect(h)
+	if err != nil {
+		return err
+	}
+	_, from, err := transport.Lock(ctx, conn, user, transport.Self(p.job.Journal.ID()))
+	if err != nil {
+		return err
+	}
+	if from != nil {
+		e := p.event(report.Warning)
+		e.Host, e.Text = h.host.Name, fmt.Sprintf("the host's lock is taken over from %s", from)
+		p.emit(e)
+		note := &journal.Note{Text: h.host.Name + ": " + e.Text}
+		if err := p.job.Journal.Append(journal.Record{Kind: journal.KindNote, Note: note}); err != nil {
+			return err
+		}
+	}
+	id, err := p.bootID(ctx, h, user)
+	if err != nil {
+		return err
+	}
+	return p.job.Journal.Append(journal.Record{Kind: journal.KindFacts, Facts: &journal.Facts{Host: h.host.Name, BootID: id}})
 }
 
 // takeDebts notifies the handlers of the play that earlier runs owe its hosts.
