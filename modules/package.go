@@ -604,7 +604,7 @@ locked() {
 		"$@" >"$log" 2>&1 </dev/null
 		code=$?
 		[ $code != 0 ] || return 0
-		if ! grep -q -i -e 'could not get lock' -e 'unable to lock' -e 'unable to acquire' -e 'is locked by another process' -e 'already locked by' -e 'holding the yum lock' "$log"; then return $code; fi
+		if ! grep -q -i -e 'could not get lock' -e 'unable to lock' -e 'unable to acquire' -e 'is locked by another process' -e 'was locked by another process' -e 'already locked by' -e 'holding the yum lock' "$log"; then return $code; fi
 		if [ "$(date +%s)" -ge $deadline ]; then
 			echo "another program holds the lock of the package manager, and still did after $lock s:" >&2
 			grep -i -e lock "$log" | head -n 3 >&2
