@@ -333,6 +333,12 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 		host.Effects, host.Late, host.Awaited = target.pending(), late, p.awaited()
 	}
 
+	if d.halfway != nil {
+		// What was begun may still go on there. The lock is to be had when it is over, and only then can Check tell what has become of it.
+		if stop := p.hold(ctx, target, *user); stop != nil {
+			return *stop
+		}
+	}
 	plan, err := m.Check(ctx, host)
 	if err != nil {
 		out = p.failed(ctx, t, plan.Values, err)
