@@ -123,7 +123,9 @@ func newMemo(past []journal.Record) *memo {
 			// It may have happened, so it is still under way.
 		case r.End != nil:
 			delete(m.begun, r.End.Key)
-			m.ends[r.End.Key] = r.End
+			if delete(m.ends, r.End.Key); stands(r.End) {
+				m.ends[r.End.Key] = r.End
+			}
 		case r.Facts != nil:
 			if len(r.Facts.Values) > 0 {
 				m.facts[r.Facts.Host] = r.Facts
@@ -134,6 +136,15 @@ func newMemo(past []journal.Record) *memo {
 		}
 	}
 	return m
+}
+
+// stands reports whether an outcome on record holds: a failure that nobody forgave is tried again.
+func stands(end *journal.End) bool {
+	var res report.Result
+	if json.Unmarshal(end.Result, &res) != nil {
+		return false
+	}
+	return res.Status != report.Unreachable && (res.Status != report.Failed || res.Ignored || res.Rescued)
 }
 
 // did reports whether a task was done on a host.
@@ -190,7 +201,7 @@ func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args m
 	return false
 }
 
-// past is the outcome on record, if it stands: a failure that nobody forgave is tried again, and so is what held secrets. again says
+// past is the outcome on record, if it can be had from there: what held secrets is looked at again. again says
 // that the host has started anew since, so that Check has to find whether it still stands.
 func (p *playRun) past(ctx context.Context, d *doing, t *task, target *hostRun, user string, args map[string]any, late map[string]string) (out *outcome, again bool, stop *outcome) {
 	if d.Nth == 0 || p.job.Check {
@@ -211,10 +222,14 @@ func (p *playRun) past(ctx context.Context, d *doing, t *task, target *hostRun, 
 		err = json.Unmarshal(d.restore.Result, &out.result)
 	}
 	out.values, out.result.OnRecord = values, true
-	failed := out.result.Status == report.Failed || out.result.Status == report.Unreachable
-	if err != nil || d.restore.Withheld || failed && !out.result.Ignored && !out.result.Rescued {
+	if err != nil || d.restore.Withheld {
+		if d.restore.Effect {
+			// It was done, but what it returned held secrets. Check may tell that again; what nobody can tell again a person decides.
+			d.halfway = &journal.Begin{Key: d.Key}
+		}
 		return nil, false, nil
 	}
+	failed := out.result.Status == report.Failed
 	return out, d.restore.Effect && !failed && p.rebooted(ctx, target, user), nil
 }
 
@@ -293,6 +308,9 @@ func (p *playRun) end(d *doing, t *task, out *outcome, name string) {
 	if p.job.Journal == nil || out.restored || out.open || d == nil {
 		return
 	}
+	if d.halfway != nil && !d.began && (out.result.Status == report.Failed || out.result.Status == report.Unreachable) {
+		return // nobody could look, so it is under way as before
+	}
 	end := &journal.End{Key: d.Key, Name: p.job.Masker.Mask(name), Digest: d.digest, Status: string(out.result.Status), Effect: d.began}
 	end.Result, _ = json.Marshal(p.masked(out.result))
 	values, err := json.Marshal(out.values)
@@ -342,8 +360,11 @@ func (p *playRun) halfway(d *doing, t *task, name string, plan module.Plan) (out
 	case plan.Unknown == "" && !plan.Act, plan.Again, neverChanges(t), about(p.job.Rerun):
 		return out, false
 	}
-	out = fail("it was under way when the run ended, and nobody but you can tell whether it was done: look on %s, then resume with --rerun %s or --mark-done %s",
-		d.Host, transport.Quote(name), transport.Quote(name))
+	why := "it was under way when the run ended, and nobody but you can tell whether it was done"
+	if d.restore != nil {
+		why = "it was done, but what it returned held a secret and is not on record"
+	}
+	out = fail("%s: look on %s, then resume with --rerun %s or --mark-done %s", why, d.Host, transport.Quote(name), transport.Quote(name))
 	p.ask()
 	out.open = true
 	return out, true

@@ -1,0 +1,291 @@
+package engine_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"runbook/engine"
+	"runbook/engine/journal"
+	"runbook/engine/secret"
+	"runbook/engine/spec"
+	"runbook/engine/transport"
+	"runbook/inventory"
+	"runbook/modules"
+)
+
+// resumable is a job on hosts a and b of this machine, whose runs are on record.
+type resumable struct {
+	dir, root, state, id string
+}
+
+func newResumable(t *testing.T, book string) *resumable {
+	t.Helper()
+	r := &resumable{dir: t.TempDir(), root: t.TempDir(), state: filepath.Join(t.TempDir(), "state")}
+	r.write(t, book)
+	return r
+}
+
+// dial connects to this machine, as if each host were one of its own.
+func (r *resumable) dial(ctx context.Context, h *inventory.Host) (transport.Conn, error) {
+	if err := os.MkdirAll(filepath.Join(r.dir, "lock."+h.Name), 0o755); err != nil {
+		return nil, err
+	}
+	return transport.Connect(ctx, transport.Config{Name: h.Name, Connection: "local", LockDir: filepath.Join(r.dir, "lock."+h.Name)})
+}
+
+func (r *resumable) write(t *testing.T, book string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(r.dir, "book.yml"), []byte(book), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(r.dir, "inventory.yml"), []byte("groups: {web: {hosts: {a: {}, b: {}}}}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// run runs the book, or goes on with the run on record; change may adjust the job. It returns the verdicts.
+func (r *resumable) run(t *testing.T, change func(*engine.Job)) (string, engine.Summary) {
+	t.Helper()
+	inv, err := inventory.Load(filepath.Join(r.dir, "inventory.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := &recorder{}
+	job := engine.Job{Inventory: inv, Modules: modules.All(), Reporter: rec, Dial: r.dial, Masker: &secret.Masker{},
+		Books: []engine.Source{{FS: os.DirFS(r.dir), Path: "book.yml"}},
+		Settings: []engine.Setting{{Name: "root", Value: spec.ParseScalar(r.root), Origin: "-e"},
+			{Name: "password", Value: &spec.Value{Kind: spec.String, Str: "hunter2-hunter2"}, Origin: "secrets.yml"}}}
+	books, err := engine.Program(job)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var w *journal.Writer
+	if r.id == "" {
+		w, err = journal.Create(r.state, journal.Run{Books: books, Hosts: []string{"a", "b"}, Args: []string{"run"}})
+	} else {
+		w, job.Past, err = journal.Open(r.state, r.id)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if r.id != "" {
+		if err := w.Commit(journal.Record{Kind: journal.KindResume, Resume: &journal.Resume{}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.id, job.Journal = w.ID(), w
+	if change != nil {
+		change(&job)
+	}
+	summary, err := engine.Run(t.Context(), job)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if summary.Halted != "" {
+		return rec.lines(), summary
+	}
+	if err := w.Commit(journal.Record{Kind: journal.KindClose, Close: &journal.Close{Status: journal.Failed, Owed: summary.Owed}}); err != nil {
+		t.Fatal(err)
+	}
+	return strings.ReplaceAll(rec.lines(), r.root, "$ROOT"), summary
+}
+
+func (r *resumable) read(name string) string {
+	data, _ := os.ReadFile(filepath.Join(r.root, name))
+	return string(data)
+}
+
+func (r *resumable) touch(t *testing.T, name string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(r.root, name), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+const resumeHead = `runbook: resume
+params:
+  root: {type: path, required: true}
+  password: {secret: true, required: true}
+plays:
+  - name: one
+    hosts: web
+    tasks:
+`
+
+// gate fails until there is a file of that name.
+const gate = `      - name: gate
+        command: {argv: [test, -e, '{{ root }}/open'], read: true}
+`
+
+// TestResume goes on with runs that failed at a gate. What was done before it is not done again, and what it found is known behind it.
+func TestResume(t *testing.T) {
+	for _, c := range []struct{ name, before, after, want string }{
+		{"registered", `      - name: bare
+        command: {shell: 'echo "{{ inventory_hostname }}" >>{{ root }}/log; echo "said by {{ inventory_hostname }}"'}
+        register: said
+`, `      - name: behind
+        copy: {dest: '{{ root }}/{{ inventory_hostname }}', content: "{{ said.stdout }} {{ said.rc }}\n"}
+`, "a\nb\n|said by a 0\n|said by b 0\n"},
+		{"loop", `      - name: bare
+        loop: [1, 2, 3]
+        command: {shell: 'echo {{ item }} >>{{ root }}/log.{{ inventory_hostname }}'}
+        register: said
+`, `      - name: behind
+        copy: {dest: '{{ root }}/{{ inventory_hostname }}', content: "{{ len(said.results) }} {{ said.changed }}\n"}
+`, "|3 true\n|3 true\n"},
+		{"run once", `      - name: bare
+        run_once: true
+        command: {shell: 'echo once >>{{ root }}/log; echo "by {{ inventory_hostname }}"'}
+        register: said
+`, `      - name: behind
+        copy: {dest: '{{ root }}/{{ inventory_hostname }}', content: "{{ said.stdout }}\n"}
+`, "once\n|by a\n|by a\n"},
+		{"rescue and ignored", `      - block:
+          - name: fails
+            command: {shell: 'echo tried >>{{ root }}/log.{{ inventory_hostname }}; exit 1'}
+        rescue:
+          - name: saves
+            command: {shell: 'echo saved >>{{ root }}/log.{{ inventory_hostname }}'}
+            register: saved
+      - name: forgiven
+        command: {shell: 'echo forgiven >>{{ root }}/log.{{ inventory_hostname }}; exit 1'}
+        ignore_errors: true
+        register: forgiven
+`, `      - name: behind
+        copy: {dest: '{{ root }}/{{ inventory_hostname }}', content: "{{ saved.changed }} {{ forgiven.failed }} {{ forgiven.rc }}\n"}
+`, "|true true 1\n|true true 1\n"},
+		{"delegated", `      - name: bare
+        delegate_to: b
+        command: {shell: 'echo "for {{ inventory_hostname }}" >>{{ root }}/log.{{ inventory_hostname }}; echo x'}
+        register: said
+`, `      - name: behind
+        copy: {dest: '{{ root }}/{{ inventory_hostname }}', content: '{{ hosts["a"].said.stdout }}'}
+`, "|x|x"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			r := newResumable(t, resumeHead+c.before+gate+c.after)
+			if _, s := r.run(t, nil); !s.Failed() {
+				t.Fatal("the gate should be closed")
+			}
+			logs := r.read("log") + r.read("log.a") + r.read("log.b")
+			r.touch(t, "open")
+			out, s := r.run(t, nil)
+			if s.Failed() || s.Asked || s.Interrupted {
+				t.Fatalf("not through:\n%s", out)
+			}
+			if got := r.read("log") + r.read("log.a") + r.read("log.b"); got != logs {
+				t.Errorf("done again: %q, before %q", got, logs)
+			}
+			if got := sortedLines(r.read("log")) + "|" + r.read("a") + "|" + r.read("b"); got != c.want {
+				t.Errorf("got %q, want %q\n%s", got, c.want, out)
+			}
+		})
+	}
+}
+
+// sortedLines is for logs of two hosts at once.
+func sortedLines(text string) string {
+	if text == "b\na\n" {
+		return "a\nb\n"
+	}
+	return text
+}
+
+// TestResumeSecrets guards that a result with a secret is not on record, and that a command which cannot be looked at again is not run again for it.
+func TestResumeSecrets(t *testing.T) {
+	r := newResumable(t, resumeHead+`      - name: bare
+        command: {shell: 'echo ran >>{{ root }}/log.{{ inventory_hostname }}; cat', stdin: '{{ password }}'}
+        register: said
+`+gate+`      - name: behind
+        copy: {dest: '{{ root }}/{{ inventory_hostname }}', content: "x\n"}
+`)
+	r.run(t, nil)
+	record := r.record(t)
+	if strings.Contains(record, "hunter2") {
+		t.Errorf("a secret is on record:\n%s", record)
+	}
+	r.touch(t, "open")
+	out, s := r.run(t, nil)
+	if !s.Asked || r.read("log.a") != "ran\n" || !strings.Contains(out, "--mark-done 'bare'") {
+		t.Errorf("asked %v, ran %q:\n%s", s.Asked, r.read("log.a"), out)
+	}
+	if out, s = r.run(t, func(job *engine.Job) { job.MarkDone = []string{"bare"} }); s.Failed() || s.Asked || r.read("log.a") != "ran\n" || r.read("a") != "x\n" {
+		t.Errorf("marked as done, it should go on:\n%s", out)
+	}
+}
+
+func (r *resumable) record(t *testing.T) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(r.state, "runs", r.id+".jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// TestResumeChanged guards that a task whose arguments are others than on record is not taken for done.
+func TestResumeChanged(t *testing.T) {
+	book := func(text string) string {
+		return resumeHead + "      - name: file\n        copy: {dest: '{{ root }}/{{ inventory_hostname }}', content: '" + text + "'}\n" + gate
+	}
+	r := newResumable(t, book("one"))
+	r.run(t, nil)
+	r.touch(t, "open")
+	r.write(t, book("two"))
+	if out, s := r.run(t, nil); !s.Asked || !strings.Contains(out, "--accept-changes") || r.read("a") != "one" {
+		t.Errorf("asked %v, left %q:\n%s", s.Asked, r.read("a"), out)
+	}
+	if out, s := r.run(t, func(job *engine.Job) { job.AcceptChanges = true }); s.Failed() || s.Asked || r.read("a") != "two" {
+		t.Errorf("left %q:\n%s", r.read("a"), out)
+	}
+}
+
+// TestDebts guards that a handler which a run owes runs in the next ordinary run, once, and that this is on record.
+func TestDebts(t *testing.T) {
+	book := resumeHead + `      - name: file
+        copy: {dest: '{{ root }}/{{ inventory_hostname }}', content: "x\n"}
+        notify: restart
+` + gate + `    handlers:
+      - name: restart
+        command: {shell: 'echo restarted >>{{ root }}/log.{{ inventory_hostname }}'}
+`
+	r := newResumable(t, book)
+	r.run(t, nil)
+	if r.read("log.a") != "" {
+		t.Fatal("the handler ran")
+	}
+	r.touch(t, "open")
+	owed := func() []journal.Debt {
+		debts, err := journal.Debts(r.state, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return debts
+	}
+	if len(owed()) != 2 {
+		t.Fatalf("owed %v", owed())
+	}
+	for i, want := range []int{0, 0} {
+		r.id = "" // an ordinary run
+		out, s := r.run(t, func(job *engine.Job) { job.Debts = owed() })
+		if s.Failed() || r.read("log.a") != "restarted\n" || r.read("log.b") != "restarted\n" || len(owed()) != want {
+			t.Errorf("run %d: %q, owed %v\n%s", i, r.read("log.a"), owed(), out)
+		}
+	}
+}
+
+// TestUnrecorded guards that nothing is touched which cannot be put on record.
+func TestUnrecorded(t *testing.T) {
+	r := newResumable(t, resumeHead+`      - name: file
+        copy: {dest: '{{ root }}/{{ inventory_hostname }}', content: "x\n"}
+`)
+	_, s := r.run(t, func(job *engine.Job) { _ = job.Journal.Close() })
+	if s.Halted == "" || r.read("a")+r.read("b") != "" {
+		t.Errorf("halted %q, left %q", s.Halted, r.read("a"))
+	}
+}
