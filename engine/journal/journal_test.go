@@ -623,6 +623,64 @@ type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 
+// What was written but never synced may be read as long as the machine is up: whoever builds upon it syncs it first.
+func TestOpenSyncs(t *testing.T) {
+	s, d := scratch(t)
+	w, err := s.create(testRun)
+	must(t, err)
+	d.failAt = d.calls + 2
+	if err := w.Commit(note("in the file, perhaps not on disk")); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	w.Close()
+	st, err := os.Stat(w.Path())
+	must(t, err)
+	if d.synced[w.Path()] >= st.Size() {
+		t.Fatal("nothing is left to sync")
+	}
+	w, recs, err := s.open(w.ID())
+	must(t, err)
+	if len(recs) != 2 || d.synced[w.Path()] != st.Size() {
+		t.Errorf("%d records, %d of %d bytes synced", len(recs), d.synced[w.Path()], st.Size())
+	}
+	must(t, w.Close())
+}
+
+// A sum that holds does not make a record of what is none.
+func TestWellSummed(t *testing.T) {
+	const run = `"kind":"run","run":{"format":1}`
+	for name, c := range map[string]struct {
+		n    []int
+		line []string
+		bad  int
+	}{
+		"a gap":           {[]int{1, 3}, []string{run, `"kind":"note","note":{}`}, 2},
+		"begins late":     {[]int{2}, []string{run}, 1},
+		"without run":     {[]int{1}, []string{`"kind":"note","note":{}`}, 1},
+		"two runs":        {[]int{1, 2}, []string{run, run}, 2},
+		"after its end":   {[]int{1, 2, 3}, []string{run, `"kind":"close","close":{}`, `"kind":"note","note":{}`}, 3},
+		"an empty field":  {[]int{1, 2}, []string{run, `"kind":"note","note":null`}, 2},
+		"no JSON":         {[]int{1, 2}, []string{run, `"kind":"note","note":{]`}, 2},
+		"of a wrong type": {[]int{1, 2}, []string{run, `"kind":"note","note":{"text":1}`}, 2},
+	} {
+		var b []byte
+		var sum string
+		var starts []int
+		for i := range c.n {
+			starts = append(starts, len(b))
+			var err error
+			b, sum, err = appendLine(b, sum, c.n[i], time.Now(), []byte(c.line[i]))
+			must(t, err)
+		}
+		n := 0
+		err := newReader(bytes.NewReader(b), "x").each(func(Record) error { n++; return nil })
+		var e *CorruptError
+		if !errors.As(err, &e) || e.N != c.bad || n != c.bad-1 || e.Offset != int64(starts[c.bad-1]) {
+			t.Errorf("%s: %v, %d records", name, err, n)
+		}
+	}
+}
+
 // A record of a later format is refused by name, not called damaged.
 func TestFormat(t *testing.T) {
 	s, _ := scratch(t)

@@ -251,7 +251,7 @@ func TestDebts(t *testing.T) {
 		w, err := Create(dir, testRun)
 		must(t, err)
 		for _, r := range c.recs {
-			must(t, w.Append(r))
+			must(t, w.Commit(r))
 		}
 		if got := debts(t, dir); len(c.recs) > 0 && c.recs[len(c.recs)-1].Kind != KindClose && got != nil {
 			t.Errorf("%s: a run that lives owes %v", name, got)
@@ -491,5 +491,38 @@ func TestExportImport(t *testing.T) {
 	must(t, err)
 	if len(debts(t, s.dir)) == 0 || len(debts(t, there.dir)) != 0 {
 		t.Error("owed in the wrong place")
+	}
+}
+
+// A run that somebody takes up between its listing and its removal is left to him.
+func TestPruneTakenUp(t *testing.T) {
+	s, _ := scratch(t)
+	id, _ := whole(t, s)
+	info, err := look(id, s.path(id), false)
+	must(t, err)
+	w, _, err := s.open(id)
+	must(t, err)
+	if gone, err := s.removeRun(info); gone || err != nil {
+		t.Error("removed under its writer:", gone, err)
+	}
+	must(t, w.Commit(Record{Kind: KindResume, Resume: &Resume{}}))
+	must(t, w.Close())
+	if gone, err := s.removeRun(info); gone || err != nil {
+		t.Error("removed although it has changed:", gone, err)
+	}
+	info, err = look(id, s.path(id), false)
+	must(t, err)
+	// And who has opened the file but not locked it yet finds out.
+	f, err := s.disk.open(info.Path, os.O_RDWR)
+	must(t, err)
+	defer f.Close()
+	if gone, err := s.removeRun(info); !gone || err != nil {
+		t.Error(gone, err)
+	}
+	if err := sameFile(f, info.Path); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	if gone, err := s.removeRun(info); gone || err != nil {
+		t.Error("removed twice:", gone, err)
 	}
 }
