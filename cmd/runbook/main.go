@@ -71,7 +71,7 @@ See "runbook help exit-codes" for what the exit codes say.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w\n    hint: see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(newRun(), newResume(), newUnlock(), newCheck(), newList(), newShow(), newVersion(), newDocs(), newExitCodes())
+	root.AddCommand(newRun(), newResume(), newRuns(), newUnlock(), newCheck(), newList(), newShow(), newVersion(), newDocs(), newExitCodes())
 	root.InitDefaultCompletionCmd()
 	return root
 }

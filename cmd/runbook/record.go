@@ -6,17 +6,23 @@ import (
 	"io"
 	"os"
 	"os/user"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"runbook/engine"
 	"runbook/engine/journal"
+	"runbook/engine/report"
 )
 
 // record is the journal of the run that is under way.
 type record struct {
-	writer *journal.Writer
+	writer   *journal.Writer
+	books    []string // as they were named
+	stateDir string   // as it was given
+	mask     func(string) string
 }
 
 // record makes the record of a new run, or goes on with that of one which is resumed. Nothing is written for bad input.
@@ -47,7 +53,7 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		if err != nil {
 			return nil, err
 		}
-		return &record{writer: past.writer}, nil
+		return &record{past.writer, booksOf(past.run), f.stateDir, job.Masker.Mask}, nil
 	}
 	dir, err := os.Getwd()
 	if err != nil {
@@ -59,7 +65,7 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		return nil, err
 	}
 	job.Journal = writer
-	return &record{writer: writer}, nil
+	return &record{writer, cmd.Flags().Args(), f.stateDir, job.Masker.Mask}, nil
 }
 
 // otherDebts are those of other runs: what the one that is resumed owes, it pays by going on.
@@ -93,7 +99,7 @@ func (r *record) end(stderr io.Writer, s engine.Summary, code int) {
 	}
 	text := ""
 	if status != journal.Done {
-		text = closingPage(r.writer.ID(), s, status)
+		text = r.mask(r.closingPage(s, status))
 		fmt.Fprint(stderr, "\n"+text)
 	}
 	totals, _ := json.Marshal(s.Totals)
@@ -104,27 +110,110 @@ func (r *record) end(stderr io.Writer, s engine.Summary, code int) {
 
 func (r *record) close() { _ = r.writer.Close() }
 
-// closingPage is for whoever has to go on, perhaps at night: what failed and why, what is owed, and what to type.
-func closingPage(id string, s engine.Summary, status string) string {
+// closingPage is for whoever has to go on, perhaps at night: what failed and why, how things are, what is still to be done, and what to type.
+func (r *record) closingPage(s engine.Summary, status string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Run %s is not through: it %s.\n", id, map[string]string{journal.Failed: "failed", journal.Interrupted: "was ended"}[status])
+	how := map[string]string{journal.Failed: "it failed", journal.Interrupted: "it was ended"}[status]
+	if s.Asked {
+		how = "it needs an answer from you"
+	}
+	fmt.Fprintf(&b, "Run %s of %s is not through: %s.\n", r.writer.ID(), strings.Join(r.books, ", "), how)
+	section := func(title string, lines []string) {
+		if len(lines) == 0 {
+			return
+		}
+		fmt.Fprintf(&b, "\n%s\n", title)
+		for i, line := range lines {
+			if i == mostLines && len(lines) > mostLines+1 {
+				fmt.Fprintf(&b, "  and %d more\n", len(lines)-mostLines)
+				break
+			}
+			fmt.Fprintf(&b, "  %s\n", strings.Join(report.CleanLines(line), "\n      "))
+		}
+	}
+	var failures, debts byText
 	if s.Halted != "" {
-		fmt.Fprintf(&b, "  It ended itself: %s.\n", s.Halted)
+		failures.add("", "It ended itself: "+s.Halted)
 	}
 	for _, f := range s.Failures {
-		what := "failed at"
+		what := "at"
 		if f.Unreachable {
 			what = "was lost at"
 		}
-		first, _, _ := strings.Cut(f.Msg, "\n")
-		fmt.Fprintf(&b, "  %s %s %q: %s\n", f.Host, what, f.Task, first)
-	}
-	for _, sentence := range s.State {
-		fmt.Fprintf(&b, "  Now, %s\n", sentence)
+		failures.add(f.Host, fmt.Sprintf("%s %q: %s", what, f.Task, firstLines(f.Msg, 3)))
 	}
 	for _, o := range s.Owed {
-		fmt.Fprintf(&b, "  Still to be done on %s: %s (a handler that was notified)\n", o.Host, o.Name)
+		debts.add(o.Host, o.Name)
 	}
-	fmt.Fprintf(&b, "  To go on:        runbook resume %s\n  To look closer:  runbook runs show %s\n", id, id)
+	section("What failed", failures.lines())
+	section("How things are now", s.State)
+	section("Still to be done, by handlers that were notified (going on does it)", debts.lines())
+	resume := "To go on"
+	if s.Asked {
+		resume = "To go on, with the answer that is asked for above"
+	}
+	fmt.Fprintf(&b, "\n%s:\n  %s\nTo look closer:\n  %s\n", resume, r.command("resume"), r.command("runs", "show"))
 	return b.String()
+}
+
+// firstLines is a text, cut off where it is longer.
+func firstLines(text string, most int) string {
+	lines := strings.SplitN(strings.TrimRight(text, "\n"), "\n", most+1)
+	if len(lines) > most {
+		lines[most] = "…"
+	}
+	for i, line := range lines {
+		if runes := []rune(line); len(runes) > 400 {
+			lines[i] = string(runes[:400]) + "…"
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// mostLines is how long a list on the closing page may be: what to type must be in sight.
+const mostLines = 12
+
+// command is what to type about the run, from wherever.
+func (r *record) command(verb ...string) string {
+	words := append([]string{"runbook"}, verb...)
+	if r.stateDir != "" {
+		dir, err := filepath.Abs(r.stateDir)
+		if err != nil {
+			dir = r.stateDir
+		}
+		words = append(words, "--state-dir", dir)
+	}
+	return shellLine(append(words, r.writer.ID()))
+}
+
+// byText gathers the hosts of which the same is to be said.
+type byText struct {
+	texts []string
+	hosts map[string][]string
+}
+
+func (g *byText) add(host, text string) {
+	if g.hosts == nil {
+		g.hosts = map[string][]string{}
+	}
+	if !slices.Contains(g.texts, text) {
+		g.texts = append(g.texts, text)
+	}
+	if host != "" {
+		g.hosts[text] = append(g.hosts[text], host)
+	}
+}
+
+func (g *byText) lines() []string {
+	const most = 4
+	var lines []string
+	for _, text := range g.texts {
+		hosts := g.hosts[text]
+		names := strings.Join(hosts[:min(len(hosts), most)], ", ")
+		if more := len(hosts) - most; more > 0 {
+			names += fmt.Sprintf(" and %d more", more)
+		}
+		lines = append(lines, strings.TrimLeft(names+"  "+text, " "))
+	}
+	return lines
 }

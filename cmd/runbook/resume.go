@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -12,6 +13,7 @@ import (
 
 	"runbook/engine"
 	"runbook/engine/journal"
+	"runbook/engine/report"
 )
 
 // resumed is a run that goes on.
@@ -45,6 +47,13 @@ done, the others are taken from the record.`,
 			if len(args) > 0 {
 				id = args[0]
 			}
+			if stateDir != "" { // it is about to go to the directory of the run
+				dir, err := filepath.Abs(stateDir)
+				if err != nil {
+					return err
+				}
+				stateDir = dir
+			}
 			return past.do(cmd, stateDir, id, func(f *jobFlags) {
 				f.stateDir = stateDir
 				f.verbose = max(f.verbose, verbose)
@@ -68,10 +77,12 @@ done, the others are taken from the record.`,
 }
 
 func (r *resumed) do(cmd *cobra.Command, stateDir, id string, adjust func(*jobFlags)) error {
-	id, err := whichRun(stateDir, id)
+	named := id != ""
+	info, err := whichRun(stateDir, id)
 	if err != nil {
 		return err
 	}
+	id = info.ID
 	if r.writer, r.records, err = journal.Open(stateDir, id); err != nil {
 		return err
 	}
@@ -83,6 +94,9 @@ func (r *resumed) do(cmd *cobra.Command, stateDir, id string, adjust func(*jobFl
 	r.run = *r.records[0].Run
 	if last := r.records[len(r.records)-1].Close; last != nil && last.Status == journal.Done {
 		return fmt.Errorf("cannot resume %s: it is through", id)
+	}
+	if !named {
+		fmt.Fprintf(cmd.ErrOrStderr(), "resuming run %s of %s, started %s, %s\n", id, report.Clean(strings.Join(booksOf(r.run), ", ")), localTime(info.Started), info.Status)
 	}
 	if err := os.Chdir(r.run.Dir); err != nil {
 		return fmt.Errorf("cannot go to the directory that the run was started in: %w", err)
@@ -101,29 +115,16 @@ func (r *resumed) do(cmd *cobra.Command, stateDir, id string, adjust func(*jobFl
 }
 
 // whichRun is the run that is meant: the id, or one that begins with it, or the last that can be resumed.
-func whichRun(stateDir, id string) (string, error) {
+func whichRun(stateDir, id string) (journal.Info, error) {
 	runs, err := journal.List(stateDir)
 	if err != nil {
-		return "", err
+		return journal.Info{}, err
 	}
-	var fits []string
-	for _, r := range runs {
-		if r.ID == id || id == "" && r.Resumable {
-			return r.ID, nil
-		}
-		if id != "" && strings.HasPrefix(r.ID, id) {
-			fits = append(fits, r.ID)
-		}
+	info, err := pickRun(runs, id, func(r journal.Info) bool { return r.Resumable })
+	if errors.Is(err, errNoRun) {
+		return info, errors.New("there is no run that could be resumed\n    hint: runbook runs lists those on record")
 	}
-	switch {
-	case len(fits) == 1:
-		return fits[0], nil
-	case len(fits) > 1:
-		return "", fmt.Errorf("cannot tell which run is meant: %s", strings.Join(fits, ", "))
-	case id == "":
-		return "", errors.New("there is no run that could be resumed\n    hint: runbook runs lists them")
-	}
-	return "", fmt.Errorf("there is no record of a run %s\n    hint: runbook runs lists them", id)
+	return info, err
 }
 
 // fit compares the books with those of the record, and makes the record speak of today's tasks.

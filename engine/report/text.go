@@ -16,6 +16,7 @@ type TextOptions struct {
 	Width    func() int // columns of the terminal; nil is 80
 	Diff     bool       // differences of texts are shown
 	Verbose  int        // 1: also tasks that were ok or skipped; 2: also progress when there is no terminal
+	Times    bool       // the time of every task is shown, however short
 	Now      func() time.Time
 }
 
@@ -151,6 +152,8 @@ func (t *Text) result(p *page, e Event, r Result) {
 		more = "cannot tell" + after(", because ", Clean(r.Because)) + after(certain, summary(r.Changes))
 	case Changed, WouldChange:
 		more = summary(r.Changes)
+	case UnderWay, Note:
+		more = Clean(r.Msg)
 	case Failed, Unreachable:
 		switch {
 		case r.Ignored:
@@ -178,7 +181,7 @@ func (t *Text) result(p *page, e Event, r Result) {
 	if r.Attempts > 1 {
 		notes = append(notes, fmt.Sprintf("after %d attempts", r.Attempts))
 	}
-	if r.Seconds >= 1 && r.Status != Skipped {
+	if (r.Seconds >= 1 || t.opts.Times && r.Status != Note) && r.Status != Skipped {
 		notes = append(notes, seconds(r.Seconds))
 	}
 	line := t.line(word, colour, e, more)
@@ -297,7 +300,7 @@ const (
 )
 
 var statusColour = map[Status]string{OK: green, Changed: yellow, WouldChange: yellow, Skipped: cyan, Failed: red,
-	Unreachable: red, Unknown: "35"}
+	Unreachable: red, Unknown: "35", UnderWay: yellow, Note: cyan}
 
 func (t *Text) paint(code, text string) string {
 	if !t.opts.Color || code == "" || text == "" {

@@ -1,0 +1,326 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"runbook/engine/journal"
+	"runbook/engine/report"
+	"runbook/engine/transport"
+)
+
+func newRuns() *cobra.Command {
+	list := newRunsList()
+	cmd := &cobra.Command{
+		Use:   "runs",
+		Short: "List, show and compare the runs on record",
+		Long: `Every run is put on record, step by step, on the machine that it is started from: see docs/resume.md. A RUN is named by its id, or by
+what the id begins with.
+
+  runbook runs                                 which runs there were, the newest first
+  runbook runs show                            the last one: each task on each host, and how to go on
+  runbook runs diff 20261126-10 20261127-09    what came out otherwise
+  runbook runs export RUN -o run.jsonl         one file, to be read elsewhere: runbook runs import run.jsonl
+  runbook runs prune --older-than 90d          forget old ones`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			hint := "one of list, show, diff, prune, export, import"
+			if looksLikeRun(args[0]) {
+				hint = "runbook runs show " + transport.Quote(args[0])
+			}
+			return fmt.Errorf("cannot tell what to do with %q\n    hint: %s", args[0], hint)
+		},
+		RunE: list.RunE,
+	}
+	cmd.Flags().AddFlagSet(list.Flags()) // no verb is list
+	cmd.AddCommand(list, newRunsShow(), newRunsDiff(), newRunsPrune(), newRunsExport(), newRunsImport())
+	return cmd
+}
+
+var outputForms = cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp)
+
+func addOutput(cmd *cobra.Command, output *string) {
+	cmd.Flags().StringVar(output, "output", "text", "`FORM`: text or json (JSON Lines)")
+	must(cmd.RegisterFlagCompletionFunc("output", outputForms))
+}
+
+func checkOutput(output string) error {
+	if !slices.Contains([]string{"text", "json"}, output) {
+		return fmt.Errorf("cannot write %q: --output is text or json", output)
+	}
+	return nil
+}
+
+var runForm = regexp.MustCompile(`^[0-9]{8}(-[0-9]{0,6}(-[a-z0-9]{0,4})?)?$`)
+
+// looksLikeRun tells whether text may be the id of a run, or its beginning.
+func looksLikeRun(text string) bool { return runForm.MatchString(text) }
+
+func newRunsList() *cobra.Command {
+	var stateDir, output string
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List the runs on record, the newest first",
+		Long: `List the runs on record, the newest first. How long one took includes what passed before it was resumed.
+
+  running       it is under way, in another process
+  done          it came to its end, and all is well
+  failed        a host failed or was lost, or a play could not go on
+  interrupted   somebody ended it, or it ended itself, for instance to ask something
+  dead          its process went away without a word
+  damaged       its record is not what was written
+
+owed counts the handlers that were notified and have not run since; the next run of the same book pays them too.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			runs, err := lookAtRuns(stateDir, cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			if output == "json" {
+				return listJSON(cmd.OutOrStdout(), runs)
+			}
+			if len(runs) == 0 {
+				fmt.Fprintln(cmd.ErrOrStderr(), "no run is on record")
+				return nil
+			}
+			return listText(cmd.OutOrStdout(), cmd.ErrOrStderr(), runs)
+		},
+	}
+	addStateDir(cmd, &stateDir)
+	addOutput(cmd, &output)
+	return cmd
+}
+
+// pastRun is a run as people ask for it.
+type pastRun struct {
+	journal.Info
+	debts []journal.Debt // what it still owes
+}
+
+// lookAtRuns lists the runs with what they owe.
+func lookAtRuns(stateDir string, stderr io.Writer) ([]pastRun, error) {
+	infos, err := journal.List(stateDir)
+	if err != nil {
+		return nil, err
+	}
+	debts, err := journal.Debts(stateDir, nil)
+	tellAll(stderr, err) // of what is damaged; the others count
+	var runs []pastRun
+	for _, info := range infos {
+		r := pastRun{Info: info}
+		for _, d := range debts {
+			if d.Run == info.ID && !info.Imported {
+				r.debts = append(r.debts, d)
+			}
+		}
+		runs = append(runs, r)
+	}
+	return runs, nil
+}
+
+// tellAll writes the lines of an error, and nothing of none.
+func tellAll(w io.Writer, err error) {
+	if err == nil {
+		return
+	}
+	for _, line := range report.CleanLines(err.Error()) {
+		fmt.Fprintln(w, line)
+	}
+}
+
+// status is the word for how a run ended, or has not.
+func (r *pastRun) status() string {
+	if r.Status == journal.Corrupt {
+		return "damaged"
+	}
+	return r.Status
+}
+
+// books are what the run was told to run, as it was typed if the arguments can be read.
+func booksOf(run journal.Run) []string {
+	if len(run.Args) > 0 && run.Args[0] == "run" {
+		verb, _ := runVerb()
+		if err := verb.ParseFlags(run.Args[1:]); err == nil && len(verb.Flags().Args()) == len(run.Books) {
+			return verb.Flags().Args()
+		}
+	}
+	var paths []string
+	for _, b := range run.Books {
+		paths = append(paths, b.Path)
+	}
+	return paths
+}
+
+// took is how long a run took, or has taken until now.
+func (r *pastRun) took() time.Duration {
+	end := r.Ended
+	if end.IsZero() {
+		end = time.Now()
+	}
+	if r.Started.IsZero() || end.Before(r.Started) {
+		return 0
+	}
+	return end.Sub(r.Started)
+}
+
+func localTime(t time.Time) string {
+	if t.IsZero() {
+		return "?"
+	}
+	return t.Local().Format("2006-01-02 15:04:05")
+}
+
+func listText(stdout, stderr io.Writer, runs []pastRun) error {
+	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "run\tstarted\ttook\tstatus\tresume\towed\thosts\trunbooks")
+	for _, r := range runs {
+		took, resume, owed, hosts := "?", "", "", "?"
+		if r.Err == nil {
+			took, hosts = report.Duration(r.took()), fmt.Sprint(len(r.Run.Hosts))
+		}
+		switch {
+		case r.Imported:
+			resume = "imported"
+		case r.Resumable:
+			resume = "yes"
+		}
+		if len(r.debts) > 0 {
+			owed = fmt.Sprint(len(r.debts))
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, localTime(r.Started), took, r.status(), resume, owed, hosts,
+			report.Clean(strings.Join(booksOf(r.Run), ", ")))
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	for _, r := range runs {
+		if r.Imported { // of the others it has been told, by what asks for debts
+			tellAll(stderr, r.Err)
+		}
+	}
+	return nil
+}
+
+// listed is a run as JSON.
+type listed struct {
+	ID        string         `json:"id"`
+	Started   time.Time      `json:"started,omitzero"`
+	Ended     time.Time      `json:"ended,omitzero"`
+	Seconds   float64        `json:"seconds"`
+	Status    string         `json:"status"`
+	Resumable bool           `json:"resumable"`
+	Imported  bool           `json:"imported,omitempty"`
+	Books     []string       `json:"books"`
+	Hosts     []string       `json:"hosts"`
+	Owed      []journal.Owed `json:"owed"`
+	User      string         `json:"user"`
+	From      string         `json:"controller"`
+	Version   string         `json:"version"`
+	Path      string         `json:"path"`
+	Error     string         `json:"error,omitempty"`
+}
+
+func listJSON(w io.Writer, runs []pastRun) error {
+	for _, r := range runs {
+		one := listed{ID: r.ID, Started: r.Started, Ended: r.Ended, Seconds: r.took().Seconds(), Status: r.status(), Resumable: r.Resumable,
+			Imported: r.Imported, Books: booksOf(r.Run), Hosts: r.Run.Hosts, Owed: []journal.Owed{}, User: r.Run.User, From: r.Run.Controller,
+			Version: r.Run.Version, Path: r.Path}
+		for _, d := range r.debts {
+			one.Owed = append(one.Owed, d.Owed)
+		}
+		if r.Err != nil {
+			one.Error = r.Err.Error()
+		}
+		line, err := report.JSONLine(one)
+		if err != nil {
+			return err
+		}
+		if _, err := io.WriteString(w, line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pickRun finds the run that is meant: the id, or one that begins with it, or, without one, the last that fits.
+func pickRun(runs []journal.Info, id string, fits func(journal.Info) bool) (journal.Info, error) {
+	var found []journal.Info
+	for _, r := range runs {
+		if r.ID == id || id == "" && fits(r) {
+			return r, nil
+		}
+		if id != "" && strings.HasPrefix(r.ID, id) {
+			found = append(found, r)
+		}
+	}
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case len(found) > 1:
+		var names []string
+		for _, r := range found[:min(len(found), 8)] {
+			names = append(names, r.ID)
+		}
+		if more := len(found) - len(names); more > 0 {
+			names = append(names, fmt.Sprintf("and %d more", more))
+		}
+		return journal.Info{}, fmt.Errorf("cannot tell which run is meant by %s: %s", id, strings.Join(names, ", "))
+	case id == "":
+		return journal.Info{}, errNoRun
+	}
+	return journal.Info{}, fmt.Errorf("there is no record of a run %s\n    hint: runbook runs lists those there are; --state-dir names another place", id)
+}
+
+var errNoRun = errors.New("no run is on record")
+
+// findRun is pickRun for those who only read. Without an id it is the last run of this machine.
+func findRun(stateDir, id string) (journal.Info, error) {
+	runs, err := journal.List(stateDir)
+	if err != nil {
+		return journal.Info{}, err
+	}
+	return pickRun(runs, id, func(r journal.Info) bool { return !r.Imported })
+}
+
+// shellLine is a command as it may be typed.
+func shellLine(words []string) string {
+	plain := regexp.MustCompile(`^[A-Za-z0-9_@%+=:,./-]+$`)
+	var out []string
+	for _, w := range words {
+		if !plain.MatchString(w) {
+			w = transport.Quote(w)
+		}
+		out = append(out, report.Clean(w))
+	}
+	return strings.Join(out, " ")
+}
+
+// damaged ends a command that could read only a part of a record.
+func damaged(stderr io.Writer, err error) error {
+	tellAll(stderr, err)
+	return &exitError{exitFailed}
+}
+
+// readable is what of a record can be read, and why the rest cannot.
+func readable(stateDir, id string) (records []journal.Record, broken error, err error) {
+	records, _, err = journal.Read(stateDir, id)
+	var corrupt *journal.CorruptError
+	if errors.As(err, &corrupt) && len(records) > 0 {
+		return records, corrupt, nil
+	}
+	return records, nil, err
+}
