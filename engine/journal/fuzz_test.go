@@ -142,3 +142,30 @@ func BenchmarkRead(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkDebts asks what 100 runs of 1,000 records owe, of which one died and another has paid.
+func BenchmarkDebts(b *testing.B) {
+	s, _ := scratch(b)
+	owes := ""
+	for i := range 100 {
+		w, err := s.create(testRun)
+		must(b, err)
+		for range 998 {
+			must(b, w.Append(Record{Kind: KindEnd, End: &End{Key: Key{Task: "t1", Host: "h", Nth: 1}, Notified: []string{"h1"}, Values: value(500)}}))
+		}
+		if owes == "" {
+			owes = w.ID()
+		} else {
+			if i == 50 {
+				must(b, w.Append(Record{Kind: KindSettled, Settled: &Settled{Run: owes, Host: "h", Handler: "h1", N: 999}}))
+			}
+			must(b, w.Append(Record{Kind: KindClose, Close: &Close{Status: Done}}))
+		}
+		must(b, w.Close())
+	}
+	for b.Loop() {
+		if d, err := Debts(s.dir, nil); err != nil || len(d) != 0 {
+			b.Fatal(d, err)
+		}
+	}
+}
