@@ -58,6 +58,7 @@ func Self(run string) Holder {
 	if u, err := user.Current(); err == nil {
 		me.User = u.Username
 	}
+	me.User = cmp.Or(me.User, os.Getenv("USER"), fmt.Sprintf("user %d", os.Getuid()))
 	if by := os.Getenv("SUDO_USER"); by != "" && os.Geteuid() == 0 {
 		me.User = by
 	}
@@ -175,8 +176,9 @@ var errNoLocks = errors.New("cannot lock a host over a connection of this kind")
 var (
 	// renewEvery is how often a holder is told that its controller is alive.
 	renewEvery = 10 * time.Second
-	// takeOverWait bounds how long a run that goes on waits for the commands of its dead predecessor.
-	takeOverWait = 2 * time.Minute
+	// takeOverWait bounds how long a run that goes on waits for the commands of its dead predecessor, and
+	// cutWait how long another run does after it has ended the connection of one that is gone.
+	takeOverWait, cutWait = 2 * time.Minute, 10 * time.Second
 )
 
 // lockBasics is what all scripts about locks begin with. The variable given is a directory, or empty.
@@ -590,7 +592,7 @@ func Lock(ctx context.Context, c Conn, user string, me Holder) (release func(con
 		user = ""
 	}
 	nothing := func(context.Context) error { return nil }
-	l, old, err := h.takeLock(ctx, user, me, "")
+	l, old, err := h.takeLock(ctx, user, me, "", 0)
 	var held *HeldError
 	if errors.As(err, &held) && held.Holder.Job == "" {
 		old = &held.Holder
@@ -598,10 +600,13 @@ func Lock(ctx context.Context, c Conn, user string, me Holder) (release func(con
 			return nothing, nil, nil // the same machine by another name
 		}
 		gone, lives := old.fate()
-		if !gone && (old.Run != me.Run || lives && old.Left.IsZero() && !old.is(me)) {
-			return nil, nil, err
+		left, same := !old.Left.IsZero(), old.Run == me.Run
+		switch {
+		case same && (gone || left || !lives || old.is(me)):
+			l, _, err = h.takeLock(ctx, user, me, old.process, takeOverWait)
+		case !same && gone && !left: // else it waits for its command, and so would we
+			l, _, err = h.takeLock(ctx, user, me, old.process, cutWait)
 		}
-		l, _, err = h.takeLock(ctx, user, me, old.process)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -626,15 +631,15 @@ type heldLock struct {
 // ownLocks are the ids of the locks that this process holds.
 var ownLocks sync.Map
 
-// takeLock tries once, and takes the place of the holder evict. The Holder that it returns has died.
-func (h *host) takeLock(ctx context.Context, user string, me Holder, evict string) (*heldLock, *Holder, error) {
+// takeLock tries once, and takes the place of the holder evict, whose commands are waited for. The Holder that it returns has died.
+func (h *host) takeLock(ctx context.Context, user string, me Holder, evict string, wait time.Duration) (*heldLock, *Holder, error) {
 	ssh := "1"
 	if _, local := h.link.(*localLink); local {
 		ssh = ""
 	}
 	id := nonce()
 	head := settings("given", h.cfg.LockDir, "who", me.lines()+"\nid "+id, "run", word(me.Run), "evict", evict,
-		"tries", fmt.Sprint(int(takeOverWait/(100*time.Millisecond))), "ssh", ssh)
+		"tries", fmt.Sprint(int(wait/(100*time.Millisecond))), "ssh", ssh)
 	s, err := h.startStream(ctx, user, Cmd{Script: head + lockBasics + lockMake + lockScript}, true, true)
 	if err != nil {
 		return nil, nil, err
