@@ -129,7 +129,7 @@ func taskName(e Event) string {
 }
 
 func (t *Text) result(p *page, e Event, r Result) {
-	word, colour := string(r.Status), statusColour[r.Status]
+	word, colour := Clean(string(r.Status)), statusColour[r.Status]
 	quiet := t.opts.Verbose < 1 && len(r.Warnings) == 0
 	if r.OnRecord && t.opts.Verbose < 1 {
 		return
@@ -181,7 +181,7 @@ func (t *Text) result(p *page, e Event, r Result) {
 	if r.Attempts > 1 {
 		notes = append(notes, fmt.Sprintf("after %d attempts", r.Attempts))
 	}
-	if (r.Seconds >= 1 || t.opts.Times && r.Status != Note) && r.Status != Skipped {
+	if (r.Seconds >= 1 || t.opts.Times && r.Seconds > 0) && r.Status != Skipped {
 		notes = append(notes, seconds(r.Seconds))
 	}
 	line := t.line(word, colour, e, more)
