@@ -21,8 +21,8 @@ import (
 	"runbook/acceptance/lab"
 )
 
-// program is the path of the binary under test.
-var program string
+// program is the path of the binary under test; crashing that of one which dies at a chosen moment of its record.
+var program, crashing string
 
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
@@ -33,12 +33,14 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	program = filepath.Join(dir, "runbook")
-	build := exec.Command("go", "build", "-o", program, "runbook/cmd/runbook")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is shipped
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "cannot build the program under test: %v\n%s", err, out)
-		return 1
+	program, crashing = filepath.Join(dir, "runbook"), filepath.Join(dir, "crashing")
+	for _, args := range [][]string{{"-o", program}, {"-tags", "crash", "-o", crashing}} {
+		build := exec.Command("go", append(append([]string{"build"}, args...), "runbook/cmd/runbook")...)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is shipped
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "cannot build the program under test: %v\n%s", err, out)
+			return 1
+		}
 	}
 	interrupts := make(chan os.Signal, 1)
 	signal.Notify(interrupts, os.Interrupt, syscall.SIGTERM)

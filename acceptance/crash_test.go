@@ -1,7 +1,6 @@
 package acceptance
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 
 	"runbook/engine/journal"
@@ -49,37 +49,44 @@ plays:
         command: {shell: 'echo restarted >>{{ root }}/log'}
 `
 
-// TestCrashPoints guards that a run which is killed at any of its writes, to the record, to the hosts or to the report, is resumed to the
-// state that an uninterrupted run leaves, and that nothing is done twice which may be done once only.
+// TestCrashPoints guards that a run which is killed at any moment of its record, before, in the middle of and after each write, and before
+// and after each sync, link and removal, is resumed to the state that an uninterrupted run leaves, and that nothing is done twice which
+// may be done once only.
 func TestCrashPoints(t *testing.T) {
 	t.Parallel()
-	if _, err := exec.LookPath("strace"); err != nil {
-		if os.Getenv("CI") == "true" || os.Getenv("RUNBOOK_NO_SKIP") != "" {
-			t.Fatal(err)
-		}
-		t.Skip("needs strace, which kills a run at a chosen system call: ", err)
-	}
 	whole := newCrash(t)
-	writes := whole.run(t, 0)
+	moments := whole.run(t, 0)
 	want := whole.tree(t)
-	if writes < 40 || !strings.Contains(want, "number made 0") {
-		t.Fatalf("an uninterrupted run made %d writes and left\n%s", writes, want)
+	if len(moments) < 100 || !strings.Contains(want, "number made 0") {
+		t.Fatalf("an uninterrupted run had %d moments and left\n%s", len(moments), want)
 	}
-	asked, at := 0, map[int]int{}
-	for n := 1; n <= writes; n++ {
-		c := newCrash(t)
-		c.run(t, n)
-		at[strings.Count(c.records(t), "\n")]++
-		asked += c.resume(t)
-		if got := c.tree(t); got != want {
-			t.Fatalf("killed at write %d of %d and resumed, it left\n%s\nwant\n%s\nrecord:\n%s", n, writes, got, want, c.records(t))
+	kinds, asked := map[string]int{}, 0
+	var mu sync.Mutex
+	t.Run("killed", func(t *testing.T) {
+		for i, what := range moments {
+			n := i + 1
+			t.Run(fmt.Sprintf("%d %s", n, what), func(t *testing.T) {
+				t.Parallel()
+				c := newCrash(t)
+				if had := c.run(t, n); len(had) != n {
+					t.Fatalf("killed at moment %d, a run had %d", n, len(had))
+				}
+				questions := c.resume(t)
+				if got := c.tree(t); got != want {
+					t.Errorf("killed at moment %d of %d, %s, and resumed, it left\n%s\nwant\n%s\nrecord:\n%s", n, len(moments), what, got, want, c.records(t))
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				kinds[what]++
+				asked += questions
+			})
 		}
-	}
-	t.Logf("killed at each of %d writes and resumed; a person was asked %d times; records: %v", writes, asked, at)
+	})
+	t.Logf("killed at each of %d moments and resumed: %v; a person was asked %d times", len(moments), kinds, asked)
 }
 
 // crash is a place for one run that is killed.
-type crash struct{ dir, root, state string }
+type crash struct{ dir, root, state, locks string }
 
 func newCrash(t *testing.T) *crash {
 	t.Helper()
@@ -93,30 +100,36 @@ func newCrash(t *testing.T) *crash {
 	if err := os.Mkdir(c.root, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	// What holds the lock lives a moment longer than the run, and the test.
+	var err error
+	if c.locks, err = os.MkdirTemp(filepath.Dir(program), "locks"); err != nil {
+		t.Fatal(err)
+	}
 	return c
 }
 
-// run runs the book and kills it at its n-th write; 0 does not. It returns how many there were.
-func (c *crash) run(t *testing.T, n int) (writes int) {
+// run runs the book and kills it at the n-th moment of its record; 0 does not. It returns what these were.
+func (c *crash) run(t *testing.T, n int) (moments []string) {
 	t.Helper()
-	trace := filepath.Join(c.dir, "trace")
-	// With its threads, but without the programs that it starts: these are let go at their execve.
-	args := []string{"-f", "-b", "execve", "-qq", "-o", trace, "-e", "trace=write,fdatasync", "-e", "signal=none"}
-	if n > 0 {
-		args = append(args, "-e", fmt.Sprintf("inject=write:signal=KILL:when=%d", n))
-	}
-	args = append(args, program, "run", "book.yml", "-i", "inv.yml", "-e", "root="+c.root, "--state-dir", c.state)
-	cmd := exec.CommandContext(t.Context(), "strace", args...)
-	cmd.Dir = c.dir
+	log := filepath.Join(c.dir, "moments")
+	cmd := c.command(t, crashing, "run", "book.yml", "-i", "inv.yml", "-e", "root="+c.root, "--state-dir", c.state)
+	cmd.Env = append(cmd.Env, fmt.Sprintf("RUNBOOK_CRASH=%d", n), "RUNBOOK_CRASH_LOG="+log)
 	out, err := cmd.CombinedOutput()
-	if n == 0 && err != nil {
-		t.Fatalf("the run failed: %v\n%s", err, out)
+	if killed := cmd.ProcessState.ExitCode() < 0; n == 0 && err != nil || n > 0 && !killed {
+		t.Fatalf("the run, to be killed at moment %d, ended so: %v\n%s", n, err, out)
 	}
-	text, err := os.ReadFile(trace)
+	text, err := os.ReadFile(log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return bytes.Count(text, []byte("write("))
+	return strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
+}
+
+// command is a call of the program, which locks this machine for this place only.
+func (c *crash) command(t *testing.T, program string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd.Dir, cmd.Env = c.dir, append(os.Environ(), "RUNBOOK_LOCK_DIR="+c.locks)
+	return cmd
 }
 
 var underWay = regexp.MustCompile(`--rerun '?([^' ]+)'? or --mark-done`)
@@ -135,9 +148,7 @@ func (c *crash) resume(t *testing.T) (asked int) {
 		return 0
 	}
 	for {
-		cmd := exec.CommandContext(t.Context(), program, args...)
-		cmd.Dir = c.dir
-		out, err := cmd.CombinedOutput()
+		out, err := c.command(t, program, args...).CombinedOutput()
 		if err == nil {
 			return asked
 		}

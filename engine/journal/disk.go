@@ -27,6 +27,9 @@ type file interface {
 	Fd() uintptr
 }
 
+// theDisk is the one of this machine.
+var theDisk disk = osDisk{}
+
 type osDisk struct{}
 
 type osFile struct{ *os.File }

@@ -47,7 +47,7 @@ func at(stateDir string) (state, error) {
 	if err != nil {
 		return state{}, fmt.Errorf("cannot find the state directory %s: %w", stateDir, err)
 	}
-	return state{dir: dir, disk: osDisk{}}, nil
+	return state{dir: dir, disk: theDisk}, nil
 }
 
 func (s state) runs() string               { return filepath.Join(s.dir, "runs") }
