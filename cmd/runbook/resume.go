@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -116,13 +117,17 @@ func (r *resumed) do(cmd *cobra.Command, stateDir, id string, adjust func(*jobFl
 
 // whichRun is the run that is meant: the id, or one that begins with it, or the last that can be resumed.
 func whichRun(stateDir, id string) (journal.Info, error) {
-	runs, err := journal.List(stateDir)
+	runs, err := listRuns(stateDir)
 	if err != nil {
 		return journal.Info{}, err
 	}
 	info, err := pickRun(runs, id, func(r journal.Info) bool { return r.Resumable })
 	if errors.Is(err, errNoRun) {
 		return info, errors.New("there is no run that could be resumed\n    hint: runbook runs lists those on record")
+	}
+	if later := slices.IndexFunc(runs, func(r journal.Info) bool { return r.Status == journal.Done }); err == nil && id == "" && later >= 0 && runs[later].Started.After(info.Started) {
+		// What an old run had still to do may by now be the wrong thing to do.
+		return info, fmt.Errorf("cannot tell that %s is meant: since then %s went through\n    hint: runbook resume %s, if it is", info.ID, runs[later].ID, info.ID)
 	}
 	return info, err
 }
@@ -233,17 +238,20 @@ func align(old, now []journal.Task) []alike {
 
 // unanswered lists what --rerun and --mark-done name and was not under way.
 func (r *resumed) unanswered() error {
-	underWay := map[string]bool{}
+	underWay := map[journal.Key]string{}
 	for _, rec := range r.records {
 		switch {
 		case rec.Begin != nil:
-			underWay[rec.Begin.Name] = true
-		case rec.End != nil:
-			delete(underWay, rec.End.Name)
+			underWay[rec.Begin.Key] = rec.Begin.Name
+		case rec.End != nil && rec.End.Effect && rec.End.Withheld:
+			underWay[rec.End.Key] = rec.End.Name // it was done, and what it returned is not on record
+		case rec.End != nil && rec.End.Status != string(report.Unreachable):
+			delete(underWay, rec.End.Key)
 		}
 	}
+	names := slices.Collect(maps.Values(underWay))
 	for _, name := range append(slices.Clone(r.rerun), r.markDone...) {
-		if !underWay[name] {
+		if !slices.Contains(names, name) {
 			return fmt.Errorf("cannot decide about %q: no task of that name was under way when the run ended", name)
 		}
 	}

@@ -98,7 +98,8 @@ func (s state) list() ([]Info, error) {
 			out = append(out, info)
 		}
 	}
-	slices.SortFunc(out, func(a, b Info) int { return cmp.Compare(b.ID, a.ID) })
+	// An id has the second only.
+	slices.SortFunc(out, func(a, b Info) int { return cmp.Or(b.Started.Compare(a.Started), cmp.Compare(b.ID, a.ID)) })
 	return out, nil
 }
 
