@@ -103,8 +103,9 @@ func (h *Holder) fate() (gone, lives bool) {
 	if err != nil || name != h.Controller || len(theirs) != 4 || theirs[1] == "" || ours[1] == "" || h.PID <= 1 {
 		return false, false
 	}
-	if theirs[1] != ours[1] { // that machine was booted since, if it is this one
-		return theirs[0] != "" && theirs[0] == ours[0], false
+	if theirs[1] != ours[1] {
+		// That machine was booted since, if it is this one and not its clone: then nothing has been heard of it.
+		return theirs[0] != "" && theirs[0] == ours[0] && h.Now.Sub(h.Renewed) > 6*renewEvery, false
 	}
 	if theirs[2] == "" || theirs[2] != ours[2] {
 		return false, false
