@@ -560,6 +560,16 @@ func TestPackageDnf(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("another program holds the lock of the package manager, and still did after 0 s:\nRPMDB already locked by %d", holder.Process.Pid)) {
 		t.Errorf("error is %v", err)
 	}
+	patient := All()["package"]()
+	if err := module.Decode(patient, task("rec")); err != nil {
+		t.Fatal(err)
+	}
+	plan := p.mustCheck(task("rec"))
 	time.AfterFunc(time.Second, func() { os.Remove(lock) })
-	p.want("after a wait", p.apply(task("rec")), "install rec 1-1")
+	if _, err := patient.Apply(t.Context(), p.host, plan); err != nil {
+		t.Errorf("after a wait: %v", err)
+	}
+	if plan := p.mustCheck(task("rec")); len(plan.Changes) > 0 {
+		t.Errorf("after a wait there is still to do: %v", plan.Changes)
+	}
 }
