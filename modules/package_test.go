@@ -564,7 +564,7 @@ func TestPackageDnf(t *testing.T) {
 	if err := module.Decode(patient, task("rec")); err != nil {
 		t.Fatal(err)
 	}
-	plan := p.mustCheck(task("rec"))
+	plan = p.mustCheck(task("rec"))
 	time.AfterFunc(time.Second, func() { os.Remove(lock) })
 	if _, err := patient.Apply(t.Context(), p.host, plan); err != nil {
 		t.Errorf("after a wait: %v", err)
