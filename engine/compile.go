@@ -874,9 +874,34 @@ func (c *compiler) resultType(t *task) vars.Type {
 	return commonResult(more)
 }
 
+// factory makes the task's modules, each told what the task says of detach.
+func (c *compiler) factory(ts *spec.Task) module.Factory {
+	plain := c.job.Modules[ts.Module]
+	if ts.Detach == nil {
+		return plain
+	}
+	if ts.Detach.Kind != spec.Bool {
+		c.errorf(ts.Detach.Pos, "write true or false", "detach is decided before the run, it cannot be an expression")
+		return plain
+	}
+	if _, ok := plain().(module.Long); !ok {
+		hint := "remove it, or limit how long the task may take with `timeout`"
+		if !ts.Detach.Bool {
+			hint = "remove it"
+		}
+		c.errorf(ts.Detach.Pos, hint, "%s cannot be detached from the connection", ts.Module)
+		return plain
+	}
+	return func() module.Module {
+		m := plain()
+		m.(module.Long).Detach(ts.Detach.Bool)
+		return m
+	}
+}
+
 // compileModule compiles the arguments of a module task.
 func (c *compiler) compileModule(t *task, ts *spec.Task, scope *vars.Scope) {
-	t.factory = c.job.Modules[ts.Module]
+	t.factory = c.factory(ts)
 	sample := t.factory()
 	t.fields = map[string]module.Field{}
 	short := ""

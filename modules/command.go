@@ -20,6 +20,8 @@ func init() { register("command", func() module.Module { return &command{OKCodes
 // What a command changes cannot be predicted: without a probe (creates, removes, unless, onlyif) or read the verdict of a check is
 // unknown. Probes run in check mode too, so they must change nothing; they run in chdir, in the task's environment.
 //
+// With detach: true on the task, a command outlives the connection and the controller, and is found again.
+//
 //	tasks:
 //	  - name: stunnel has Diffie-Hellman parameters of its own
 //	    command: {argv: [openssl, dhparam, -out, /etc/stunnel/dh.pem, "2048"], creates: /etc/stunnel/dh.pem}
@@ -53,7 +55,15 @@ type command struct {
 	// Absolute paths of the files and directories that the command changes. A check takes everything else on the host for unchanged
 	// then. By default it may have changed anything.
 	Writes []string `yaml:"writes"`
+
+	detached bool
 }
+
+// Detach makes the command a job of the host.
+func (c *command) Detach(on bool) { c.detached = on }
+
+// Long says whether it is one.
+func (c *command) Long() bool { return c.detached }
 
 // Validate refuses arguments that contradict each other.
 func (c *command) Validate() error {
@@ -83,6 +93,9 @@ func (c *command) Validate() error {
 				refuse(fmt.Sprintf("%s[%d]", arg, i), "must be an absolute path", "")
 			}
 		}
+	}
+	if c.Read && c.detached {
+		refuse("read", "a command that only reads cannot be detached", "remove detach: what reads can be done again")
 	}
 	if c.Read && len(c.Writes) > 0 {
 		refuse("writes", "a command that reads writes nothing", "")
@@ -124,7 +137,7 @@ func (c *command) Check(ctx context.Context, host *module.Host) (module.Plan, er
 		}
 	}
 	if c.Read {
-		values, err := c.run(ctx, host)
+		values, err := c.run(ctx, host.Run)
 		task := hangs(host, c.Reads)
 		return module.Plan{Values: values, Hangs: task, Foreseen: task == ""}, err
 	}
@@ -199,11 +212,14 @@ func (c *command) effects() []module.Effect {
 
 // Apply runs the command.
 func (c *command) Apply(ctx context.Context, host *module.Host, _ module.Plan) (module.Values, error) {
-	return c.run(ctx, host)
+	if c.detached {
+		return c.run(ctx, host.RunLong)
+	}
+	return c.run(ctx, host.Run)
 }
 
-func (c *command) run(ctx context.Context, host *module.Host) (module.Values, error) {
-	out, err := host.Run(ctx, transport.Cmd{Args: c.Argv, Script: c.Shell, Dir: c.Chdir, Stdin: c.stdin()})
+func (c *command) run(ctx context.Context, run func(context.Context, transport.Cmd) (transport.Output, error)) (module.Values, error) {
+	out, err := run(ctx, transport.Cmd{Args: c.Argv, Script: c.Shell, Dir: c.Chdir, Stdin: c.stdin()})
 	if exit := (*transport.ExitError)(nil); errors.As(err, &exit) {
 		out, err = exit.Output, nil
 	}

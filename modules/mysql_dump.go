@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"runbook/engine/module"
+	"runbook/engine/transport"
 )
 
 func init() {
@@ -25,7 +26,8 @@ func init() {
 //
 // It uses the server family's own dump program. The dump is written under a temporary name (mode 0600), found complete (exit
 // status, trailer, coordinates, the server's list of tables) and only then renamed: a dump that was there stays until then. PATH.json beside it
-// says what it holds; a dump that still fits, and whose binary log the server still has, is kept.
+// says what it holds; a dump that still fits, and whose binary log the server still has, is kept. The dump program outlives the
+// connection, and its dump is collected by whoever goes on with the run.
 //
 //	tasks:
 //	  - name: dump what the slave starts from
@@ -36,6 +38,7 @@ func init() {
 //	      that: dump.log_pos > 0
 //	      success_msg: "the dump is a picture of {{ dump.log_file }} at {{ dump.log_pos }}"
 type mysqlDump struct {
+	module.LongStep
 	mysqlLogin `yaml:",inline"`
 	// Databases to dump.
 	Databases []string `yaml:"databases" required:"true"`
@@ -453,9 +456,13 @@ func (m *mysqlDump) Apply(ctx context.Context, host *module.Host, plan module.Pl
 		return nil, err
 	}
 
+	job, err := host.LongState(ctx)
+	if err != nil {
+		return nil, err
+	}
 	part := path.Join(path.Dir(m.Dest), "."+path.Base(m.Dest)+".part")
-	start := time.Now()
-	out, err := bulkScript(ctx, host, func(n int) { host.Progress(progressText("dumped", n, 0, start)) }, m.clientPassword(), dumpScript,
+	rate := pace{verb: "dumped"}
+	out, err := bulkScript(ctx, m.Runner(host), func(n int) { host.Progress(rate.text(n)) }, m.clientPassword(), dumpScript,
 		append([]string{part, client.path}, m.dumpArgs(s, client, state.single)...)...)
 	if err != nil {
 		if isExit(err) {
@@ -463,7 +470,7 @@ func (m *mysqlDump) Apply(ctx context.Context, host *module.Host, plan module.Pl
 		}
 		return nil, fmt.Errorf("the dump was interrupted, nothing was replaced: %w", err)
 	}
-	record, err := m.verify(out, tables)
+	record, err := m.verify(out, tables, job != transport.JobNone)
 	if err != nil {
 		_, _ = hostScript(context.WithoutCancel(ctx), host, `rm -f -- "$1"`, part)
 		return nil, fmt.Errorf("the dump is not usable, nothing was replaced: %w", err)
@@ -489,8 +496,8 @@ rm -f -- "$2.json.part" && cat >"$2.json.part" && mv -f -- "$1" "$2" && mv -f --
 	return m.values(record), nil
 }
 
-// verify decides whether what the dump program left is a whole dump.
-func (m *mysqlDump) verify(out []byte, tables map[string][]string) (*dumpRecord, error) {
+// verify decides whether what the dump program left is a whole dump. One of an earlier run is as old as its file.
+func (m *mysqlDump) verify(out []byte, tables map[string][]string, earlier bool) (*dumpRecord, error) {
 	facts, err := parseDumpFacts(out)
 	if err != nil {
 		return nil, err
@@ -505,8 +512,12 @@ func (m *mysqlDump) verify(out []byte, tables map[string][]string) (*dumpRecord,
 	if diff := compareTables(tables, facts.Tables, "the server's tables", "the dump"); diff != "" {
 		return nil, fmt.Errorf("%s; were tables made or dropped meanwhile? Then run again", diff)
 	}
+	finished := time.Now()
+	if earlier {
+		finished = time.Unix(int64(facts.Modified), 0)
+	}
 	record := &dumpRecord{Format: 1, Databases: m.Databases, Options: m.options(), Charset: m.Charset, Size: facts.Size, Modified: facts.Modified,
-		SHA256: facts.SHA256, LogFile: coordinates.File, LogPos: coordinates.Pos, GTID: coordinates.GTID, Finished: time.Now().UTC().Format(time.RFC3339)}
+		SHA256: facts.SHA256, LogFile: coordinates.File, LogPos: coordinates.Pos, GTID: coordinates.GTID, Finished: finished.UTC().Format(time.RFC3339)}
 	for _, db := range facts.databases() {
 		for _, t := range facts.Tables[db] {
 			record.Tables = append(record.Tables, db+"."+t)

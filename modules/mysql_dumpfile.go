@@ -282,13 +282,14 @@ dir=$(mktemp -d "${TMPDIR:-/tmp}/runbook-login.XXXXXXXX") || exit 1
 cat >"$dir/my.cnf" || exit 1
 `
 
-// bulkScript runs a script of a long step over a session of its own. Lines that begin with "P " are numbers for progress; the
-// rest of its output is returned.
-func bulkScript(ctx context.Context, host *module.Host, progress func(n int), stdin, script string, args ...string) ([]byte, error) {
+// bulkScript runs a script that takes long, with run: as a job, or over a session of its own. Lines that begin with
+// "P " are numbers for progress; the rest of its output is returned.
+func bulkScript(ctx context.Context, run func(context.Context, transport.Cmd) (transport.Output, error), progress func(n int), stdin, script string,
+	args ...string) ([]byte, error) {
 	w := &progressWriter{progress: progress}
 	cmd := hostScriptCmd(script, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Bulk = strings.NewReader(stdin), w, true
-	_, err := host.Run(ctx, cmd)
+	_, err := run(ctx, cmd)
 	if w.over {
 		return nil, fmt.Errorf("the host wrote more than %d bytes about the dump", int64(transport.DefaultLimit))
 	}
@@ -303,6 +304,7 @@ type progressWriter struct {
 }
 
 func (w *progressWriter) Write(p []byte) (int, error) {
+	last := -1 // of a job that goes on for long, all that it ever said may come at once
 	for _, c := range p {
 		if w.text.Len()+len(w.line) > transport.DefaultLimit {
 			w.over = true
@@ -314,14 +316,32 @@ func (w *progressWriter) Write(p []byte) (int, error) {
 		}
 		if n, ok := bytes.CutPrefix(w.line, []byte("P ")); ok {
 			if n, err := strconv.Atoi(string(bytes.TrimSpace(n))); err == nil {
-				w.progress(n)
+				last = n
 			}
 		} else {
 			w.text.Write(w.line)
 		}
 		w.line = w.line[:0]
 	}
+	if last >= 0 {
+		w.progress(last)
+	}
 	return len(p), nil
+}
+
+// pace shows the progress of a job, which may have begun long ago: the rate is that since its first sign.
+type pace struct {
+	verb  string
+	total int
+	first time.Time
+	from  int
+}
+
+func (p *pace) text(n int) string {
+	if p.first.IsZero() {
+		p.first, p.from = time.Now(), n
+	}
+	return rateText(p.verb, n, p.total, n-p.from, p.first)
 }
 
 // stderrText is what a failed command wrote, for people; the error itself otherwise.
@@ -348,13 +368,18 @@ func isExit(err error) bool {
 
 // progressText describes a rate: done of total bytes, total 0 if unknown.
 func progressText(verb string, done, total int, since time.Time) string {
+	return rateText(verb, done, total, done, since)
+}
+
+// rateText is progressText where only the recent bytes came since that time.
+func rateText(verb string, done, total, recent int, since time.Time) string {
 	const mb = 1e6
 	text := fmt.Sprintf("%s %.0f MB", verb, float64(done)/mb)
 	if total > 0 {
 		text += fmt.Sprintf(" of %.0f MB", float64(total)/mb)
 	}
 	if s := time.Since(since).Seconds(); s > 0.5 {
-		text += fmt.Sprintf(", %.1f MB/s", float64(done)/mb/s)
+		text += fmt.Sprintf(", %.1f MB/s", float64(recent)/mb/s)
 	}
 	return text
 }

@@ -9,9 +9,9 @@ import (
 	"sort"
 	"strconv"
 	"strings"
-	"time"
 
 	"runbook/engine/module"
+	"runbook/engine/transport"
 )
 
 func init() {
@@ -23,7 +23,8 @@ func init() {
 // Before anything is touched the file must be whole (trailer, checksum, the databases that are meant). A database that holds anything
 // is left alone unless an earlier import of ours was cut off in it, or overwrite is set. The table runbook.imports remembers, for each
 // database, which dump was loaded: a second run with the same dump does nothing. A server that is already replicating is
-// refused. An account with SUPER, such as root, writes through read_only; super_read_only must be off during the import.
+// refused. An account with SUPER, such as root, writes through read_only; super_read_only must be off during the import. The import
+// outlives the connection, and is not begun a second time by whoever goes on with the run.
 //
 //	tasks:
 //	  - name: insert the dump, unless these databases hold anything else
@@ -32,6 +33,7 @@ func init() {
 //	      databases: '{{ databases }}'
 //	      sha256: '{{ hosts["voms1.example.org"].dump.sha256 }}'
 type mysqlImport struct {
+	module.LongStep
 	mysqlLogin `yaml:",inline"`
 	// Absolute path of the dump file on the host.
 	Src string `yaml:"src" required:"true"`
@@ -165,8 +167,14 @@ func (m *mysqlImport) Check(ctx context.Context, host *module.Host) (module.Plan
 	if there && !late && m.done(wanted, marks, tables) {
 		return module.Plan{Values: m.values(marks[m.Databases[0]], marks)}, nil
 	}
-	if err := m.mayImport(ctx, s, wanted, marks, tables); err != nil {
+	job, err := host.LongState(ctx)
+	if err != nil {
 		return module.Plan{}, err
+	}
+	if job == transport.JobNone {
+		if err := m.mayImport(ctx, s, wanted, marks, tables); err != nil {
+			return module.Plan{}, err
+		}
 	}
 	plan := module.Plan{Values: m.values(importMark{sha256: wanted}, nil), Pending: true}
 	if m.SHA256 != "" && !late {
@@ -338,12 +346,18 @@ func (m *mysqlImport) Apply(ctx context.Context, host *module.Host, _ module.Pla
 	if err != nil {
 		return nil, err
 	}
-	if err := m.begin(ctx, s, facts, coordinates); err != nil {
+	job, err := host.LongState(ctx)
+	if err != nil {
 		return nil, err
 	}
+	if job == transport.JobNone { // an import that was begun earlier has its marks, and would lose its tables
+		if err := m.begin(ctx, s, facts, coordinates); err != nil {
+			return nil, err
+		}
+	}
 
-	start := time.Now()
-	_, err = bulkScript(ctx, host, func(n int) { host.Progress(progressText("imported", n, facts.Size, start)) }, m.clientPassword(), importScript,
+	rate := pace{verb: "imported", total: facts.Size}
+	_, err = bulkScript(ctx, m.Runner(host), func(n int) { host.Progress(rate.text(n)) }, m.clientPassword(), importScript,
 		append([]string{m.Src, client.path, map[bool]string{true: "yes", false: "no"}[facts.Sandbox]}, m.importArgs(s, client)...)...)
 	if err != nil {
 		if isExit(err) {
@@ -372,7 +386,7 @@ func (m *mysqlImport) Apply(ctx context.Context, host *module.Host, _ module.Pla
 // verify decides whether the file is the whole dump that is meant.
 func (m *mysqlImport) verify(ctx context.Context, host *module.Host) (*dumpFacts, dumpCoordinates, error) {
 	var none dumpCoordinates
-	out, err := bulkScript(ctx, host, func(int) {}, "", importInspect, m.Src)
+	out, err := bulkScript(ctx, host.Run, func(int) {}, "", importInspect, m.Src)
 	if err != nil {
 		if isExit(err) {
 			err = errors.New(stderrText(err))

@@ -28,12 +28,14 @@ func init() {
 // run works with the package lists that the host has: nothing is fetched and nothing is written but the resolver's own log.
 //
 // Package lists that are fetched anew (update_cache) are no change by themselves: it is done before packages are
-// installed, and only then. Signatures are always checked. A configuration file that was edited on the host is kept.
+// installed, and only then. Signatures are always checked. A configuration file that was edited on the host is kept. A transaction
+// outlives the connection: nothing is left half installed because a link broke.
 //
 //	tasks:
 //	  - name: stunnel is installed
 //	    package: {names: {debian: stunnel4, rhel: stunnel}, update_cache: true}
 type packages struct {
+	module.LongStep
 	// Names as the host's package manager has them, or name=version to have that version, in which * stands for anything.
 	Name []string `yaml:"name" short:"true"`
 	// Names by distribution or family (debian, rhel, …) where they differ. Those of name are for hosts that are not mentioned.
@@ -589,8 +591,9 @@ func dnfProblem(text string) string {
 const packageApplyScript = packageLib + `repos=$3 lock=$4 refresh=$5 nostart=$6 repair=$7 count=$8
 shift 8
 log=$(mktemp) || exit 1
-ours= saved=
+ours= saved= watch=
 cleanup() {
+	[ -z "$watch" ] || kill $watch 2>/dev/null
 	if [ -n "$saved" ]; then mv -f "$saved" "$policy"; elif [ -n "$ours" ]; then rm -f "$policy"; fi
 	ours= saved=
 	rm -f "$log"
@@ -601,8 +604,17 @@ deadline=$(($(date +%s) + lock))
 # A file, not a pipe: a service that a package starts may keep it open.
 locked() {
 	while :; do
+		( last=
+		while sleep 1; do
+			now=$(tail -n 1 "$log")
+			[ "$now" = "$last" ] || printf '\036\nP %s\n' "$now"
+			last=$now
+		done ) &
+		watch=$!
 		"$@" >"$log" 2>&1 </dev/null
 		code=$?
+		kill $watch
+		wait $watch 2>/dev/null
 		[ $code != 0 ] || return 0
 		if ! grep -q -i -e 'could not get lock' -e 'unable to lock' -e 'unable to acquire' -e 'is locked by another process' -e 'was locked by another process' -e 'already locked by' -e 'holding the yum lock' "$log"; then return $code; fi
 		if [ "$(date +%s)" -ge $deadline ]; then
@@ -695,9 +707,10 @@ func (p *packages) Apply(ctx context.Context, host *module.Host, plan module.Pla
 	do, _ := plan.State.(packagePlan)
 	yes := map[bool]string{true: "yes", false: "no"}
 	host.Progress(strings.Join(append([]string{p.State}, do.todo...), " "))
-	script := strings.Replace(packageApplyScript, "shift 8\n", "shift 8\n"+p.chooseFlags(), 1) + packageAfterScript
+	script := strings.Replace(packageApplyScript, "shift 8\n", "shift 8\n"+p.chooseFlags(), 1) +
+		"section changed\nprintf '%s\\n' " + quotedList(do.changed) + "\n" + packageAfterScript
 	args := []string{do.manager, p.State, p.repos(), strconv.Itoa(int(p.LockTimeout.Seconds())), yes[do.refresh], yes[p.NoStart], yes[do.repair], strconv.Itoa(len(do.todo))}
-	out, err := hostScript(ctx, host, script, append(args, do.todo...)...)
+	out, err := p.Runner(host)(ctx, hostScriptCmd(script, append(args, do.todo...)...))
 	s := iptSections(string(out.Stdout))
 	if err != nil {
 		return nil, p.failed(err, do)
@@ -708,11 +721,21 @@ func (p *packages) Apply(ctx context.Context, host *module.Host, plan module.Pla
 		clear(versions)
 	}
 	maps.Copy(versions, packageVersions(s["have"]))
-	values := module.Values{"versions": versions, "packages": do.changed}
+	// Where the transaction was begun by an earlier call, it knows better what changed.
+	values := module.Values{"versions": versions, "packages": anyList(strings.Fields(s["changed"]))}
 	if text := strings.TrimSpace(s["warnings"]); text != "" {
 		values["warnings"] = anyList(strings.Split(text, "\n"))
 	}
 	return values, nil
+}
+
+// quotedList is a list as words of sh.
+func quotedList(list []any) string {
+	var words []string
+	for _, w := range list {
+		words = append(words, transport.Quote(fmt.Sprint(w)))
+	}
+	return strings.Join(words, " ")
 }
 
 // failed says why a transaction failed, from the output of the package manager.

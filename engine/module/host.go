@@ -33,14 +33,28 @@ type Host struct {
 	Late map[string]string
 	// Awaited is a task of this check, on whatever host, whose change has not been made; "" in a run. Set by the engine.
 	Awaited string
-	// JobID names the long step that Apply may leave running on the host, "" if it must not. Set by the engine.
+	// JobID names the long step that Apply may leave running on the host, "" if it must not: the same for all who go on with this Apply,
+	// and no other's. Set by the engine.
 	JobID string
+	// KeepJob says that what a long step leaves on the host stays there until ForgetLong, which the engine calls when it has the
+	// outcome on record. Otherwise RunLong removes it with the outcome in its hands. Set by the engine.
+	KeepJob bool
+	lastJob string // to notice a second long step
 	// SentFunc is called once, when the first command has its place in the host's queue. Set by the engine.
 	SentFunc func()
 }
 
 // Run runs c as the task's user, in the task's environment.
 func (h *Host) Run(ctx context.Context, c transport.Cmd) (transport.Output, error) {
+	c, err := h.prepare(c)
+	if err != nil {
+		return transport.Output{}, err
+	}
+	return h.Conn.Run(ctx, c)
+}
+
+// prepare makes c a command of the task, and refuses one that shows a secret.
+func (h *Host) prepare(c transport.Cmd) (transport.Cmd, error) {
 	if c.User == "" {
 		c.User = h.User
 	}
@@ -63,16 +77,16 @@ func (h *Host) Run(ctx context.Context, c transport.Cmd) (transport.Output, erro
 	if h.Secrets != nil {
 		for _, a := range c.Args {
 			if h.Secrets.Holds(a) {
-				return transport.Output{}, errors.New("cannot run this: an argument holds a secret, and every user of the host could read it (give it on standard input)")
+				return c, errors.New("cannot run this: an argument holds a secret, and every user of the host could read it (give it on standard input)")
 			}
 		}
 		for name, v := range c.Env {
 			if h.Secrets.Holds(v) {
-				return transport.Output{}, fmt.Errorf("cannot run this: the environment variable %s holds a secret, which other processes may read (give it on standard input)", name)
+				return c, fmt.Errorf("cannot run this: the environment variable %s holds a secret, which other processes may read (give it on standard input)", name)
 			}
 		}
 	}
-	return h.Conn.Run(ctx, c)
+	return c, nil
 }
 
 // Dial connects from the host to addr ("tcp" or "unix") as the task's user.

@@ -115,7 +115,7 @@ type Task struct {
 	Delay, Timeout                       *Value // what Seconds takes, or a string with a hole
 	IgnoreErrors                         *Value
 	DelegateTo                           *Value
-	RunOnce                              *Value
+	RunOnce, Detach                      *Value
 
 	// Block is also what `import_tasks` brought in. Its tasks inherit the block's When, Become, BecomeUser, Vars,
 	// Environment, Tags, IgnoreErrors, DelegateTo and RunOnce; a block has no other keys.

@@ -130,6 +130,7 @@ func (l *loader) taskFields(t *Task, from trail) fields {
 		"ignore_errors": func(e Entry) { t.IgnoreErrors = l.boolean(e) },
 		"delegate_to":   func(e Entry) { t.DelegateTo = l.stringValue(e) },
 		"run_once":      func(e Entry) { t.RunOnce = l.boolean(e) },
+		"detach":        func(e Entry) { t.Detach = l.boolean(e) },
 		"block":         tasks(&t.Block),
 		"rescue":        tasks(&t.Rescue),
 		"always":        tasks(&t.Always),

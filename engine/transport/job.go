@@ -86,11 +86,42 @@ func RunJob(ctx context.Context, r Runner, job Job, progress func(line string)) 
 	w := &jobWatch{job: job, runner: r, progress: progress}
 	w.kept.limit = cmp.Or(max(c.Limit, 0), DefaultLimit)
 	w.errs.limit = w.kept.limit
-	var deadline time.Time
-	if c.Timeout > 0 {
-		deadline = time.Now().Add(c.Timeout)
+	found, err := w.follow(ctx, start)
+	switch {
+	case err != nil:
+		return w.output(0), err
+	case found.state == JobNone:
+		return w.output(0), &JobLostError{ID: job.ID, Why: "somebody removed it from the host", Output: w.output(0)}
+	case found.state == JobLost:
+		return w.output(0), &JobLostError{ID: job.ID, Why: found.why, Output: w.output(0)}
 	}
-	for request := start; ; request = (*jobStart)(nil) {
+	out := w.output(found.code)
+	if found.code != 0 {
+		return out, &ExitError{Output: out}
+	}
+	return out, nil
+}
+
+// AwaitJob waits while a job of user runs, and says how it is then: what RunJob would return at once. progress and what ends it
+// are as there.
+func AwaitJob(ctx context.Context, r Runner, user, id string, progress func(line string)) (JobState, error) {
+	w := &jobWatch{job: Job{ID: id, Cmd: Cmd{User: user, Stdout: io.Discard}}, runner: r, progress: progress}
+	found, err := w.follow(ctx, nil)
+	return found.state, err
+}
+
+// follow starts the job if start is set, and looks at it until it does not run any more.
+func (w *jobWatch) follow(ctx context.Context, start *jobStart) (jobFound, error) {
+	limit := w.job.Cmd.Timeout
+	var deadline time.Time
+	if limit > 0 {
+		deadline = time.Now().Add(limit)
+	}
+	for first := true; ; first = false {
+		request := start
+		if !first {
+			request = nil
+		}
 		found, err := w.look(ctx, request)
 		var lost *UnreachableError
 		var write *writeError
@@ -99,40 +130,30 @@ func RunJob(ctx context.Context, r Runner, job Job, progress func(line string)) 
 			one := *lost
 			one.MayHave = one.MayHave || w.begun
 			if w.begun && one.Advice == "" {
-				one.Advice = "the job " + job.ID + " goes on there"
+				one.Advice = "the job " + w.job.ID + " goes on there"
 			}
-			return w.output(0), &one
+			return jobFound{}, &one
 		case ctx.Err() != nil:
 			w.end(ctx, "cancel")
-			return w.output(0), ctx.Err()
+			return jobFound{}, ctx.Err()
 		case errors.As(err, &write):
 			w.end(ctx, "cancel")
-			return w.output(0), fmt.Errorf("cannot pass on a command's output: %w", write.err)
+			return jobFound{}, fmt.Errorf("cannot pass on a command's output: %w", write.err)
 		case err != nil:
-			return Output{}, err
+			return jobFound{}, err
 		}
-		if request != nil && found.age > 0 && c.Timeout > 0 {
+		if first && limit > 0 {
 			deadline = deadline.Add(-time.Duration(found.age) * time.Second)
 		}
 		late := !deadline.IsZero() && !time.Now().Before(deadline)
 		switch {
-		case found.more && !(found.state == JobRunning && late):
-			continue
-		case found.state == JobNone:
-			return w.output(0), &JobLostError{ID: job.ID, Why: "somebody removed it from the host", Output: w.output(0)}
-		case found.state == JobLost:
-			return w.output(0), &JobLostError{ID: job.ID, Why: found.why, Output: w.output(0)}
-		case found.state == JobEnded:
-			out := w.output(found.code)
-			if found.code != 0 {
-				return out, &ExitError{Output: out}
-			}
-			return out, nil
-		}
-		if late {
+		case found.state == JobRunning && late:
 			w.end(ctx, "timeout")
-			out := w.output(0)
-			return out, &TimeoutError{After: c.Timeout, Output: out}
+			return jobFound{}, &TimeoutError{After: limit, Output: w.output(0)}
+		case found.more:
+			continue
+		case found.state != JobRunning:
+			return found, nil
 		}
 		pause := min(max(time.Duration(found.age)*time.Second/10, jobLookFirst), jobLookLast)
 		if !deadline.IsZero() {
@@ -319,8 +340,8 @@ func (w *jobWatch) look(ctx context.Context, start *jobStart) (jobFound, error) 
 // take adds what has come to the output.
 func (w *jobWatch) take(out, errs []byte, outSize, errSize int64) error {
 	w.errs.add(errs, &w.err, errSize)
-	w.follow(errs)
-	w.follow(out)
+	w.read(errs)
+	w.read(out)
 	w.show()
 	if w.job.Cmd.Stdout == nil {
 		w.kept.add(out, &w.out, outSize)
@@ -344,8 +365,8 @@ func (o *output) add(data []byte, at *int64, size int64) {
 	}
 }
 
-// follow keeps the last line that holds anything.
-func (w *jobWatch) follow(data []byte) {
+// read keeps the last line that holds anything.
+func (w *jobWatch) read(data []byte) {
 	const longest = 4096
 	for len(data) > 0 {
 		i := bytes.IndexAny(data, "\r\n")

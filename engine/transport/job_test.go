@@ -158,11 +158,26 @@ func testJobProgress(t *testing.T, c transport.Conn) {
 	if err := transport.RemoveJob(ctx(t), c, "", job.ID); err == nil || !strings.Contains(err.Error(), "still running") {
 		t.Errorf("removed while it ran: %v", err)
 	}
+	awaited := make(chan transport.JobState, 1)
+	line := make(chan string, 100)
+	go func() {
+		state, err := transport.AwaitJob(ctx(t), c, "", job.ID, func(text string) { line <- text })
+		if err != nil {
+			t.Error(err)
+		}
+		awaited <- state
+	}()
+	if got := <-line; got != "first" {
+		t.Errorf("who waits sees %q", got)
+	}
 	if err := os.WriteFile(gate, nil, 0o666); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+	if state := <-awaited; state != transport.JobEnded {
+		t.Errorf("who waited found it %v", state)
 	}
 	if state, err := transport.FindJob(ctx(t), c, "", job.ID); state != transport.JobEnded || err != nil {
 		t.Errorf("when it is over it is %v, %v", state, err)
