@@ -295,6 +295,7 @@ const lockScript = `
 trap '' HUP INT PIPE
 held() {
 	show "$1"
+	[ ! "$2" ] || printf '= left %s\n' "$2"
 	printf 'held %s\n' "$(date +%s)"
 	exit 0
 }
@@ -335,10 +336,7 @@ if look "$f"; then # it died without a word: of what it has begun, nothing may g
 	fi
 	for w in $works; do
 		while same "$w"; do
-			if late; then
-				[ "$left" ] || printf '= left %s\n' "$(date +%s)"
-				held "$f"
-			fi
+			if late; then held "$f" "${left:-$(date +%s)}"; fi
 		done
 	done
 fi
@@ -512,8 +510,8 @@ func (h *Holder) said(line string) {
 		return time.Time{}
 	}
 	switch key {
-	case "run":
-		h.Run = value
+	case "run": // the first line about another one
+		*h = Holder{Run: value}
 	case "user":
 		h.User = value
 	case "controller":

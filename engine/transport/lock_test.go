@@ -268,10 +268,23 @@ func testLockKilled(t *testing.T, cfg transport.Config) {
 	}
 	a, b := connect(t, cfg), connect(t, cfg)
 	lock(t, a, of("a", 0))
+	dir, mark := tempDir(t), seconds()
+	var wg sync.WaitGroup
+	wg.Go(func() { _, _ = a.Run(ctx(t), transport.Cmd{Script: "touch " + dir + "/begun; sleep " + mark}) })
+	waitFor(t, "the command", func() bool { _, err := os.Stat(dir + "/begun"); return err == nil })
+	waitFor(t, "the holder to know of it", func() bool { return strings.Contains(who(t, cfg), "\nwork ") })
 	if err := syscall.Kill(holderPID(t, cfg), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	lost(t, a, true)
+	wg.Wait()
+	got := refused(t, b, of("b", 0))
+	if got.Left.IsZero() || len(got.Commands) != 1 || !strings.Contains(got.Commands[0], "sleep "+mark) {
+		t.Fatalf("with a command under way, held by %+v", got)
+	}
+	pid, _, _ := strings.Cut(got.Commands[0], " ")
+	n, _ := strconv.Atoi(pid)
+	_ = syscall.Kill(n, syscall.SIGKILL)
 	release, old := lock(t, b, of("b", 0))
 	if old == nil || old.Run != "a" || old.PID != 4711 {
 		t.Errorf("taken over from %v", old)
