@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -37,7 +38,7 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		hosts = append(hosts, h.Name)
 	}
 	if job.Debts, err = journal.Debts(f.stateDir, hosts); err != nil {
-		return nil, err
+		return nil, unknownDebts(err)
 	}
 	if past != nil {
 		if err := past.fit(books); err != nil {
@@ -70,6 +71,16 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 	}
 	job.Journal = writer
 	return &record{writer, cmd.Flags().Args(), f.stateDir, job.Masker.Mask}, nil
+}
+
+// unknownDebts says what to do about a record that does not tell what it owes.
+func unknownDebts(err error) error {
+	var corrupt *journal.CorruptError
+	if !errors.As(err, &corrupt) {
+		return err
+	}
+	id := strings.TrimSuffix(filepath.Base(corrupt.Path), ".jsonl")
+	return fmt.Errorf("cannot tell what earlier runs still owe to the hosts: %w\n    hint: see what it did with runbook runs show %s, then move the file away; no host was touched", err, id)
 }
 
 // otherDebts are those of other runs: what the one that is resumed owes, it pays by going on.

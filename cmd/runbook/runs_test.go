@@ -209,3 +209,35 @@ func TestShowIsSafe(t *testing.T) {
 		}
 	}
 }
+
+// TestResumePage: the record on docs/resume.md is one, and the page has every kind of record and the number of the format.
+func TestResumePage(t *testing.T) {
+	data, err := os.ReadFile("../../docs/resume.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(data)
+	_, example, _ := strings.Cut(page, "```json\n")
+	example, _, _ = strings.Cut(example, "```")
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "runs"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	const id = "20261126-104621-k3f9"
+	if err := os.WriteFile(filepath.Join(dir, "runs", id+".jsonl"), []byte(example), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	if code := program([]string{"runs", "show", "--state-dir", dir}, &out, &out); code != exitDone ||
+		!strings.Contains(out.String(), "Run "+id+": interrupted, after ") || !strings.Contains(out.String(), "changed      db1.example.org  The message: create /etc/motd") {
+		t.Errorf("exit code %d:\n%s", code, out.String())
+	}
+	for _, kind := range []journal.Kind{journal.KindRun, journal.KindFacts, journal.KindBegin, journal.KindEnd, journal.KindNote, journal.KindSettled, journal.KindResume, journal.KindClose} {
+		if !strings.Contains(page, "\n| `"+string(kind)+"` | ") {
+			t.Errorf("the page does not tell of records of the kind %s", kind)
+		}
+	}
+	if !strings.Contains(page, fmt.Sprintf("JSON Lines, format %d.", journal.Format)) {
+		t.Errorf("the page is not about format %d", journal.Format)
+	}
+}
