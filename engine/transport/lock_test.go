@@ -551,4 +551,12 @@ func testLockJob(t *testing.T, cfg transport.Config) {
 		release, _, err := transport.Lock(ctx(t), b, "", of("b", 0))
 		return err == nil && release(ctx(t)) == nil
 	})
+	// Another process that has the number of one that held the host does not hold it.
+	stale := cfg.LockDir + "/$(id -u)/jobs/stale"
+	script(t, b, `read -r boot </proc/sys/kernel/random/boot_id; printf 'run z\njob stale\nholder %s:1:%s\n' $PPID "$boot" >`+stale)
+	release, _ = lock(t, b, of("b", 0))
+	if err := release(ctx(t)); err != nil {
+		t.Error(err)
+	}
+	script(t, b, "test ! -e "+stale)
 }
