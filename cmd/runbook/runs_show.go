@@ -140,25 +140,32 @@ func statusSentence(r pastRun, broken error) string {
 	return strings.Join(parts, ", ")
 }
 
-// place is where a task of a record stands.
-type place struct {
-	book, play int
-	title      string
+// place is the book and the play in which a task of a record stands, from 1.
+type place struct{ book, play int }
+
+// placeOf reads a task id such as 1:2/handlers/1.
+func placeOf(id string) place {
+	book, rest, _ := strings.Cut(id, ":")
+	play, _, _ := strings.Cut(rest, "/")
+	var at place
+	at.book, _ = strconv.Atoi(book)
+	at.play, _ = strconv.Atoi(play)
+	return at
 }
 
-// playsOf finds the place of each task in the books of a run.
+// playsOf finds out about the plays of a run.
 func playsOf(run journal.Run, records []journal.Record) *plays {
-	p := &plays{of: map[string]place{}, hosts: map[place][]string{}, looped: map[journal.Key]bool{}}
-	for i, b := range run.Books {
+	p := &plays{title: map[place]string{}, hosts: map[place][]string{}, looped: map[journal.Key]bool{}}
+	for _, b := range run.Books {
 		for _, t := range b.Tasks {
-			p.of[t.ID] = place{i, playNumber(t.ID), t.Play}
+			p.title[placeOf(t.ID)] = t.Play
 		}
 	}
 	for _, r := range records {
 		if r.End != nil {
 			// The record knows items by their place in the loop, and a task without a loop has the first.
 			p.looped[wholeTask(r.End.Key)] = p.looped[wholeTask(r.End.Key)] || r.End.Item != "" && r.End.Item != "0"
-			at := p.at(r.End.Task)
+			at := placeOf(r.End.Task)
 			if !slices.Contains(p.hosts[at], r.End.Host) {
 				p.hosts[at] = append(p.hosts[at], r.End.Host)
 			}
@@ -175,27 +182,9 @@ func playsOf(run journal.Run, records []journal.Record) *plays {
 }
 
 type plays struct {
-	of     map[string]place
+	title  map[place]string
 	hosts  map[place][]string // that have tasks on record in the play
 	looped map[journal.Key]bool
-}
-
-// at is the place of a task, which the books of a run that was resumed with edited ones need not have.
-func (p *plays) at(id string) place {
-	if known, ok := p.of[id]; ok {
-		return known
-	}
-	book, _, _ := strings.Cut(id, ":")
-	n, _ := strconv.Atoi(book)
-	return place{book: n - 1, play: playNumber(id)}
-}
-
-// playNumber is the play of a task id such as 1:2/handlers/1.
-func playNumber(id string) int {
-	_, rest, _ := strings.Cut(id, ":")
-	number, _, _ := strings.Cut(rest, "/")
-	n, _ := strconv.Atoi(number)
-	return n
 }
 
 func isHandler(id string) bool { return strings.Contains(id, "/handlers/") }
@@ -248,16 +237,16 @@ func (t *retelling) note(e report.Event, text string) {
 
 // head shows the book and the play of a task, where it is the first of them.
 func (t *retelling) head(id string) {
-	at := t.plays.at(id)
+	at := placeOf(id)
 	if t.at == nil || t.at.book != at.book {
-		title := fmt.Sprintf("runbook %d", at.book+1)
-		if at.book >= 0 && at.book < len(t.run.Books) {
-			title = t.run.Books[at.book].Title
+		title := fmt.Sprintf("runbook %d", at.book)
+		if at.book >= 1 && at.book <= len(t.run.Books) {
+			title = t.run.Books[at.book-1].Title
 		}
 		t.text.Event(report.Event{Kind: report.BookStart, Book: title})
 	}
 	if t.at == nil || *t.at != at {
-		t.text.Event(report.Event{Kind: report.PlayStart, Play: cmp.Or(at.title, fmt.Sprintf("play %d", at.play)), Hosts: t.plays.hosts[at]})
+		t.text.Event(report.Event{Kind: report.PlayStart, Play: cmp.Or(t.plays.title[at], fmt.Sprintf("play %d", at.play)), Hosts: t.plays.hosts[at]})
 	}
 	t.at = &at
 }
