@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -31,7 +32,7 @@ func (p *playRun) apply(ctx context.Context, t *task, m module.Module, args map[
 		}
 	}
 	if err != nil {
-		out := p.failed(ctx, t, values, err)
+		out := p.failed(ctx, t, values, signOfLife(ctx, host, err))
 		out.result.Changes = changes(plan.Changes)
 		return out
 	}
@@ -68,6 +69,20 @@ func (p *playRun) apply(ctx context.Context, t *task, m module.Module, args map[
 	}
 	out.values = common(out.result, out.values)
 	return out
+}
+
+// signOfLife asks a host on which something failed for a sign of life. Without one nobody knows what has become of it there: a connection
+// that goes by way of the host's, such as that to a database, may break before the host's own is known to be lost.
+func signOfLife(ctx context.Context, host *module.Host, err error) error {
+	var lost *transport.UnreachableError
+	var exit *transport.ExitError
+	if errors.As(err, &lost) || errors.As(err, &exit) || ctx.Err() != nil {
+		return err
+	}
+	if _, dead := host.Conn.Run(ctx, transport.Cmd{Script: "true"}); errors.As(dead, &lost) {
+		return fmt.Errorf("%w (%v)", dead, err)
+	}
+	return err
 }
 
 // speculation is a verifying Check that is sent right behind its Apply, in the same flight. It counts only if the

@@ -114,6 +114,7 @@ type memo struct {
 
 func newMemo(past []journal.Record) *memo {
 	m := &memo{ends: map[journal.Key]*journal.End{}, begun: map[journal.Key]*journal.Begin{}, facts: map[string]*journal.Facts{}, boots: map[string]string{}}
+	rests := based(past)
 	for _, r := range past {
 		switch {
 		case r.Begin != nil:
@@ -121,13 +122,15 @@ func newMemo(past []journal.Record) *memo {
 			delete(m.ends, r.Begin.Key)
 		case r.End != nil && r.End.Status == string(report.Unreachable) && r.End.Effect:
 			// It may have happened, so it is still under way.
+		case r.End != nil && m.begun[r.End.Key] == nil && !rests(r.End.Host, playOf(r.End.Task), r.N):
+			delete(m.ends, r.End.Key)
 		case r.End != nil:
 			delete(m.begun, r.End.Key)
 			if delete(m.ends, r.End.Key); stands(r.End) {
 				m.ends[r.End.Key] = r.End
 			}
 		case r.Facts != nil:
-			if len(r.Facts.Values) > 0 {
+			if len(r.Facts.Values) > 0 && rests(r.Facts.Host, "", r.N) {
 				m.facts[r.Facts.Host] = r.Facts
 			}
 			if r.Facts.BootID != "" {
@@ -138,6 +141,43 @@ func newMemo(past []journal.Record) *memo {
 	return m
 }
 
+// based tells of what was only looked at whether a change may rest upon it, so that it has to be remembered as it was. Nothing does upon
+// what came after the last change that was made or is under way; and where a host has failed in a play, it is looked again at what the
+// host has looked at in that play since its own last change: somebody may have mended it.
+func based(past []journal.Record) func(host, play string, n int) bool {
+	type place struct{ host, play string }
+	open := map[journal.Key]int{}
+	last, lastOf := 0, map[string]int{}
+	failed := map[journal.Key]bool{}
+	change := func(host string, n int) { last, lastOf[host] = max(last, n), max(lastOf[host], n) }
+	for _, r := range past {
+		switch {
+		case r.Begin != nil:
+			open[r.Begin.Key] = r.N
+		case r.End != nil:
+			failed[r.End.Key] = r.End.Status == string(report.Failed) && !stands(r.End)
+			if n, begun := open[r.End.Key]; begun && !failed[r.End.Key] {
+				change(r.End.Host, n)
+			}
+			if r.End.Status != string(report.Unreachable) {
+				delete(open, r.End.Key)
+			}
+		}
+	}
+	for key, n := range open {
+		change(key.Host, n)
+	}
+	anew := map[place]bool{}
+	for key, is := range failed {
+		if is {
+			anew[place{key.Host, playOf(key.Task)}] = true
+		}
+	}
+	return func(host, play string, n int) bool {
+		return n < last && !(anew[place{host, play}] && n > lastOf[host])
+	}
+}
+
 // stands reports whether an outcome on record holds: a failure that nobody forgave is tried again.
 func stands(end *journal.End) bool {
 	var res report.Result
@@ -145,6 +185,12 @@ func stands(end *journal.End) bool {
 		return false
 	}
 	return res.Status != report.Unreachable && (res.Status != report.Failed || res.Ignored || res.Rescued)
+}
+
+// playOf is the part of a task's name in the record that stands for its play.
+func playOf(task string) string {
+	play, _, _ := strings.Cut(task, "/")
+	return play
 }
 
 // did reports whether a task was done on a host.
