@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"runbook/engine/journal"
 	"runbook/engine/module"
@@ -208,6 +209,8 @@ type doing struct {
 	journal.Key
 	digest  string
 	began   bool // its beginning is on record: what it does may have happened
+	collect bool // the job of an Apply that was under way has an outcome
+	forget  func(context.Context) error
 	restore *journal.End
 	halfway *journal.Begin // it was under way when an earlier part of the run ended
 }
@@ -314,16 +317,15 @@ func plainNumbers(v any) any {
 }
 
 // begin puts on record that a change is about to be made. Nothing is touched if it cannot be.
-func (p *playRun) begin(ctx context.Context, d *doing, t *task, env vars.Env, name string, target *hostRun, host *module.Host) *outcome {
+func (p *playRun) begin(ctx context.Context, d *doing, t *task, m module.Module, env vars.Env, name string, target *hostRun, host *module.Host) *outcome {
 	if p.job.Journal == nil {
 		return nil
 	}
 	if stop := p.hold(ctx, target, host.User); stop != nil {
 		return stop
 	}
-	host.JobID = jobID(p.job.Journal.ID(), d.Key)
-	if d.halfway != nil && d.halfway.Job != "" {
-		host.JobID = d.halfway.Job
+	if module.IsLong(m) {
+		p.longStep(d, host)
 	}
 	begin := &journal.Begin{Key: d.Key, Name: p.job.Masker.Mask(name), Digest: d.digest, Job: host.JobID}
 	for _, h := range p.handlersOf(t, env) {
@@ -337,9 +339,46 @@ func (p *playRun) begin(ctx context.Context, d *doing, t *task, env vars.Env, na
 	return nil
 }
 
-// jobID names the long step that a doing may start on its host.
-func jobID(run string, key journal.Key) string {
-	return run + "-" + digestOf(key)
+// longStep lets Apply leave a job on the host: that of an Apply which was under way, if it is still of use, or a new one.
+func (p *playRun) longStep(d *doing, host *module.Host) {
+	d.forgetJob()
+	if host.JobID == "" {
+		host.JobID = transport.NewJobID()
+	}
+	host.KeepJob = true
+	conn, user, me := host.Conn, host.User, transport.Self(p.job.Journal.ID())
+	host.HoldFunc = func(ctx context.Context, job transport.Job) error { return transport.HoldJob(ctx, conn, user, me, job) }
+	d.forget = host.ForgetLong
+}
+
+// forgetJob removes what a job left on the host, when its outcome is on record.
+func (d *doing) forgetJob() {
+	if d.forget == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	_ = d.forget(ctx) // what stays is removed in a month
+	d.forget = nil
+}
+
+// await waits for the job of an Apply that was under way. With an outcome to collect Apply follows, whatever Check finds.
+func (p *playRun) await(ctx context.Context, d *doing, m module.Module, host *module.Host) (err error) {
+	if d.halfway.Job == "" || !module.IsLong(m) {
+		return nil
+	}
+	host.JobID = d.halfway.Job
+	state, err := host.AwaitLong(ctx, m)
+	switch {
+	case err != nil:
+		return err
+	case state == transport.JobEnded:
+		d.collect = true
+	case state == transport.JobLost:
+		err = host.ForgetLong(ctx)
+		host.JobID = ""
+	}
+	return err
 }
 
 // unrecorded ends the run: what cannot be put on record is not done.
@@ -373,7 +412,9 @@ func (p *playRun) end(d *doing, t *task, out *outcome, name string) {
 	}
 	if err := write(record); err != nil {
 		p.halt(fmt.Sprintf("the record of the run cannot be written: %v", err))
+		return
 	}
+	d.forgetJob()
 }
 
 // holdsSecret reports whether a secret is anywhere in a value.
@@ -455,24 +496,37 @@ func (p *playRun) bootID(ctx context.Context, h *hostRun, user string) (string, 
 	return h.bootID, h.bootErr
 }
 
-// hold locks a host for this run before its first change, and puts on record which start of the host this is. The lock goes with the connection.
+// hold locks a host for this run before its first change as a user there, for each has a lock of his own, and puts on record which
+// start of the host this is. The lock goes with the connection.
 func (p *playRun) hold(ctx context.Context, h *hostRun, user string) *outcome {
-	h.hold.Do(func() { h.held = p.lock(ctx, h, user) })
-	if h.held == nil {
+	h.holding.Lock()
+	defer h.holding.Unlock()
+	held, tried := h.holds[user]
+	if !tried {
+		held.release, held.err = p.lock(ctx, h, user)
+		h.holds[user] = held
+	}
+	if held.err == nil {
 		return nil
 	}
-	out := p.failed(ctx, nil, nil, fmt.Errorf("nothing was changed: %w", h.held))
+	out := p.failed(ctx, nil, nil, fmt.Errorf("nothing was changed: %w", held.err))
 	return &out
 }
 
-func (p *playRun) lock(ctx context.Context, h *hostRun, user string) error {
+// held is a lock on a host, or why there is none.
+type held struct {
+	release func(context.Context) error
+	err     error
+}
+
+func (p *playRun) lock(ctx context.Context, h *hostRun, user string) (release func(context.Context) error, err error) {
 	conn, err := p.connect(h)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	_, from, err := transport.Lock(ctx, conn, user, transport.Self(p.job.Journal.ID()))
+	release, from, err := transport.Lock(ctx, conn, user, transport.Self(p.job.Journal.ID()))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if from != nil {
 		e := p.event(report.Warning)
@@ -480,14 +534,27 @@ func (p *playRun) lock(ctx context.Context, h *hostRun, user string) error {
 		p.emit(e)
 		note := &journal.Note{Text: h.host.Name + ": " + e.Text}
 		if err := p.job.Journal.Append(journal.Record{Kind: journal.KindNote, Note: note}); err != nil {
-			return err
+			return release, err
 		}
 	}
 	id, err := p.bootID(ctx, h, user)
 	if err != nil {
-		return err
+		return release, err
 	}
-	return p.job.Journal.Append(journal.Record{Kind: journal.KindFacts, Facts: &journal.Facts{Host: h.host.Name, BootID: id}})
+	return release, p.job.Journal.Append(journal.Record{Kind: journal.KindFacts, Facts: &journal.Facts{Host: h.host.Name, BootID: id}})
+}
+
+// unlock gives the locks of a host back, where nothing of the run is under way any more.
+func (h *hostRun) unlock() {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	h.holding.Lock()
+	defer h.holding.Unlock()
+	for _, held := range h.holds {
+		if held.release != nil {
+			_ = held.release(ctx) // it goes with the connection at the latest
+		}
+	}
 }
 
 // takeDebts notifies the handlers of the play that earlier runs owe its hosts.

@@ -19,21 +19,28 @@ import (
 // resumable is a job on hosts a and b of this machine, whose runs are on record.
 type resumable struct {
 	dir, root, state, id string
+	locks                string
 }
 
 func newResumable(t *testing.T, book string) *resumable {
 	t.Helper()
 	r := &resumable{dir: t.TempDir(), root: t.TempDir(), state: filepath.Join(t.TempDir(), "state")}
+	// What holds a lock lives a moment longer than the run, and the test.
+	var err error
+	if r.locks, err = os.MkdirTemp("", "runbook-locks-"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(r.locks) })
 	r.write(t, book)
 	return r
 }
 
 // dial connects to this machine, as if each host were one of its own.
 func (r *resumable) dial(ctx context.Context, h *inventory.Host) (transport.Conn, error) {
-	if err := os.MkdirAll(filepath.Join(r.dir, "lock."+h.Name), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(r.locks, h.Name), 0o755); err != nil {
 		return nil, err
 	}
-	return transport.Connect(ctx, transport.Config{Name: h.Name, Connection: "local", LockDir: filepath.Join(r.dir, "lock."+h.Name)})
+	return transport.Connect(ctx, transport.Config{Name: h.Name, Connection: "local", LockDir: filepath.Join(r.locks, h.Name)})
 }
 
 func (r *resumable) write(t *testing.T, book string) {

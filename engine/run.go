@@ -75,8 +75,8 @@ type hostRun struct {
 	boot       sync.Once // guards bootID and bootErr
 	bootID     string
 	bootErr    error
-	hold       sync.Once // guards held
-	held       error     // why the host could not be locked
+	holding    sync.Mutex      // guards holds
+	holds      map[string]held // by the user as whom the host was locked
 	tellReboot sync.Once
 
 	mu      sync.Mutex
@@ -95,7 +95,7 @@ func newRun(job *Job, p *program) *run {
 	}
 	r := &run{job: job, program: p, hosts: map[string]*hostRun{}, forks: make(chan struct{}, forks), started: time.Now(), memo: newMemo(job.Past), debts: slices.Clone(job.Debts)}
 	for _, h := range job.Inventory.Hosts() {
-		r.hosts[h.Name] = &hostRun{host: h, total: report.Total{Host: h.Name}, notified: map[*task]string{}, done: map[string]int{}, debts: map[*task]journal.Debt{}}
+		r.hosts[h.Name] = &hostRun{host: h, total: report.Total{Host: h.Name}, notified: map[*task]string{}, done: map[string]int{}, debts: map[*task]journal.Debt{}, holds: map[string]held{}}
 	}
 	return r
 }
@@ -200,6 +200,9 @@ func (r *run) close() {
 	for _, h := range r.hosts {
 		wg.Go(func() {
 			if h.dial.Do(func() {}); h.conn != nil {
+				if r.ctx.Err() == nil {
+					h.unlock()
+				}
 				_ = h.conn.Close()
 			}
 		})

@@ -338,6 +338,11 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 		if stop := p.hold(ctx, target, *user); stop != nil {
 			return *stop
 		}
+		if err := p.await(ctx, d, m, host); err != nil {
+			out := p.failed(ctx, t, nil, err)
+			out.open = true
+			return out
+		}
 	}
 	plan, err := m.Check(ctx, host)
 	if err != nil {
@@ -348,7 +353,7 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 	if past != nil && (len(plan.Changes) == 0 || plan.Act || plan.Unknown != "") {
 		return *past // the host started anew, and nothing of it is lost
 	}
-	if d.halfway != nil {
+	if d.halfway != nil && !d.collect {
 		out, done := p.halfway(d, t, e.Task, plan)
 		if done {
 			return out
@@ -357,7 +362,7 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 	out = outcome{values: plan.Values}
 	out.result.Changes = changes(plan.Changes)
 	out.result.Warnings = warnings(plan.Values)
-	if len(plan.Changes) == 0 && plan.Unknown == "" {
+	if len(plan.Changes) == 0 && plan.Unknown == "" && !d.collect {
 		out.result.Status = report.OK
 		out.result.HangsOn = cmp.Or(plan.Hangs, p.pendingAnywhere(target, reached))
 		out.result.Msg, _ = plan.Values["msg"].(string)
@@ -371,7 +376,7 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 		return p.predict(t, m, target, reached, plan, e.Task)
 	}
 	if !plan.Wait {
-		if stop := p.begin(ctx, d, t, env, e.Task, target, host); stop != nil {
+		if stop := p.begin(ctx, d, t, m, env, e.Task, target, host); stop != nil {
 			return *stop
 		}
 	}

@@ -39,7 +39,9 @@ type Host struct {
 	// KeepJob says that what a long step leaves on the host stays there until ForgetLong, which the engine calls when it has the
 	// outcome on record. Otherwise RunLong removes it with the outcome in its hands. Set by the engine.
 	KeepJob bool
-	lastJob string // to notice a second long step
+	// HoldFunc keeps the host locked for other runs while a job lives. Set by the engine.
+	HoldFunc func(ctx context.Context, job transport.Job) error
+	lastJob  string // to notice a second long step
 	// SentFunc is called once, when the first command has its place in the host's queue. Set by the engine.
 	SentFunc func()
 }

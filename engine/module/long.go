@@ -89,7 +89,13 @@ func (h *Host) runLong(ctx context.Context, c transport.Cmd, marked bool) (trans
 	if c.Stdout != nil {
 		progress = nil
 	}
-	out, err := transport.RunJob(ctx, h.Conn, transport.Job{ID: h.JobID, Cmd: c}, progress)
+	job := transport.Job{ID: h.JobID, Cmd: c}
+	if h.HoldFunc != nil {
+		if err := h.HoldFunc(ctx, job); err != nil {
+			return transport.Output{}, err
+		}
+	}
+	out, err := transport.RunJob(ctx, h.Conn, job, progress)
 	if lost := (*transport.UnreachableError)(nil); !h.KeepJob && !errors.As(err, &lost) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
