@@ -61,7 +61,7 @@ state() {
 	status=running rc=- now= boot=
 	if [ ! -e "$job/rc" ] && ! alive && [ ! -e "$job/rc" ]; then
 		status=gone
-		[ "$now" = "$boot" ] || status=restarted
+		[ -z "$boot" ] || [ "$now" = "$boot" ] || status=restarted
 	fi
 	if [ -e "$job/rc" ]; then
 		status=ended

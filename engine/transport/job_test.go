@@ -53,7 +53,6 @@ func TestJobs(t *testing.T) {
 				{"limit", testJobLimit},
 				{"progress", testJobProgress},
 				{"ends", testJobEnds},
-				{"once", testJobOnce},
 				{"restart", testJobRestart},
 				{"secret", testJobSecret},
 			} {
@@ -91,6 +90,9 @@ func testJob(t *testing.T, c transport.Conn) {
 		t.Error("the job is not where it is said to be")
 	} else if modes := script(t, c, "stat -c '%a %u' "+got+" "+filepath.Dir(got)+"; id -u; ls "+got); !strings.HasPrefix(modes, "700 ") || strings.Count(modes, "700 ") != 2 || strings.Contains(modes, "script") || strings.Contains(modes, "in\n") {
 		t.Errorf("the job's directory: %q", modes)
+	}
+	if open := script(t, c, "find "+jobDir(t, c, job.ID)+" -perm /077"); open != "" {
+		t.Errorf("others may read %q", open)
 	}
 	for range 2 {
 		if err := transport.RemoveJob(ctx(t), c, "", job.ID); err != nil {
@@ -252,26 +254,42 @@ func testJobEnds(t *testing.T, c transport.Conn) {
 	}
 }
 
-// Of fifty who ask at once, one starts it, and all get its output.
-func testJobOnce(t *testing.T, c transport.Conn) {
+// Of fifty who ask at once, each over a connection of its own, one starts it, and all get its output.
+func TestJobOnce(t *testing.T) {
+	t.Parallel()
+	cfg := localWith("/bin/dash")(t)
 	dir := tempDir(t)
-	job := newJob(t, c, transport.Cmd{Script: "echo x >>" + dir + "/runs; sleep 0.5; echo done"})
-	var wg sync.WaitGroup
-	for range 50 {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			if out, err := transport.RunJob(ctx(t), c, job, nil); err != nil || string(out.Stdout) != "done\n" {
-				t.Errorf("%v, %q", err, out.Stdout)
-			}
-		}()
-	}
-	wg.Wait()
-	if runs, _ := os.ReadFile(dir + "/runs"); string(runs) != "x\n" {
-		t.Errorf("it was started %d times", len(runs)/2)
-	}
-	if left := script(t, c, "ls -A "+filepath.Dir(jobDir(t, c, job.ID))+" | grep '^[.]new' || :"); left != "" {
-		t.Errorf("what others prepared is left: %q", left)
+	first := connect(t, cfg)
+	for round := range 3 {
+		runs := fmt.Sprintf("%s/runs%d", dir, round)
+		job := newJob(t, first, transport.Cmd{Script: "echo x >>" + runs + "; sleep 0.5; echo done"})
+		var ready, ended sync.WaitGroup
+		start := make(chan struct{})
+		for range 50 {
+			c := connect(t, cfg)
+			ready.Add(1)
+			ended.Add(1)
+			go func() {
+				defer ended.Done()
+				defer c.Close()
+				_, err := c.Run(ctx(t), transport.Cmd{Args: []string{"true"}})
+				ready.Done()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				<-start
+				if out, err := transport.RunJob(ctx(t), c, job, nil); err != nil || string(out.Stdout) != "done\n" {
+					t.Errorf("%v, %q", err, out.Stdout)
+				}
+			}()
+		}
+		ready.Wait()
+		close(start)
+		ended.Wait()
+		if text, _ := os.ReadFile(runs); string(text) != "x\n" {
+			t.Errorf("it was started %d times", len(text)/2)
+		}
 	}
 }
 
@@ -488,13 +506,17 @@ func TestJobForeignDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	job := newJob(t, c, transport.Cmd{Args: []string{"echo", "done"}})
+	forged := there + "/" + job.ID
+	if out, err := exec.Command("sh", "-c", "mkdir "+forged+" && cd "+forged+" && echo 0 >rc && echo forged >out && : >err && echo 1 1 1 1 >pid").CombinedOutput(); err != nil {
+		t.Fatalf("%s", out)
+	}
 	if out, err := transport.RunJob(ctx(t), c, job, nil); err != nil || string(out.Stdout) != "done\n" {
 		t.Errorf("%v, %q", err, out.Stdout)
 	}
 	if info, err := os.Stat(fallback + "/" + job.ID); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("the job in /var/tmp: %v", err)
 	}
-	if err := os.Remove(there); err != nil {
+	if err := os.RemoveAll(there); err != nil {
 		t.Fatal(err)
 	}
 }
