@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -235,7 +236,7 @@ func recordID(book int, t *task) string { return fmt.Sprintf("%d:%s", book+1, t.
 
 // recall looks up what the record says of a doing whose arguments are known now. changed says that they were others then.
 func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args map[string]any, late map[string]string) (changed bool) {
-	d.digest = digestOf([]any{t.spec.Module, target.host.Name, user, args, late})
+	d.digest = digestOf([]any{t.spec.Module, target.host.Name, user, public(args), late})
 	p.memo.mu.Lock()
 	defer p.memo.mu.Unlock()
 	end, begun := p.memo.ends[d.Key], p.memo.begun[d.Key]
@@ -248,6 +249,22 @@ func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args m
 		d.halfway = begun
 	}
 	return false
+}
+
+// public is arguments as a digest may know them: of a text that holds secrets what is around them.
+func public(args map[string]any) map[string]any {
+	out := maps.Clone(args)
+	for name, v := range out {
+		switch v := v.(type) {
+		case module.Template:
+			if v.Secret {
+				out[name] = v.Shown
+			}
+		case secret.Secret:
+			out[name] = v.Shown()
+		}
+	}
+	return out
 }
 
 // past is the outcome on record, if it can be had from there: what held secrets is looked at again. again says

@@ -50,7 +50,7 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		job.Debts = otherDebts(job.Debts, past.run.ID)
 		past.settings(job)
 		err := past.writer.Commit(journal.Record{Kind: journal.KindResume, Resume: &journal.Resume{Version: thisVersion(), PID: os.Getpid(),
-			User: who, Controller: controller, Rerun: past.rerun, MarkDone: past.markDone}})
+			User: who, Controller: controller, Rerun: past.rerun, MarkDone: past.markDone, Books: past.edited}})
 		if past.writer.Torn > 0 && err == nil {
 			note := &journal.Note{Text: fmt.Sprintf("%d bytes of a last line that had not been written to its end were cut off", past.writer.Torn)}
 			err = past.writer.Append(journal.Record{Kind: journal.KindNote, Note: note})

@@ -24,6 +24,7 @@ type resumed struct {
 	run             journal.Run
 	rerun, markDone []string
 	acceptChanges   bool
+	edited          []journal.Book // the books as they are now, where they are not what they were
 }
 
 func newResume() *cobra.Command {
@@ -134,33 +135,25 @@ func whichRun(stateDir, id string) (journal.Info, error) {
 
 // fit compares the books with those of the record, and makes the record speak of today's tasks.
 func (r *resumed) fit(books []journal.Book) error {
-	var differences []string
-	today := map[string]string{} // today's task by the one on record
-	for i, old := range r.run.Books {
-		if i >= len(books) {
-			differences = append(differences, fmt.Sprintf("%s is no longer among the runbooks", old.Path))
-			continue
-		}
-		for _, pair := range align(old.Tasks, books[i].Tasks) {
-			switch {
-			case pair.old == nil:
-				differences = append(differences, fmt.Sprintf("%s: task %q is new", old.Path, pair.now.Name))
-				continue
-			case pair.now == nil:
-				differences = append(differences, fmt.Sprintf("%s: task %q is gone", old.Path, pair.old.Name))
-				continue
-			case pair.old.Digest != pair.now.Digest:
-				differences = append(differences, fmt.Sprintf("%s: task %q is not what it was", old.Path, pair.now.Name))
-			}
-			today[pair.old.ID] = pair.now.ID
+	last := r.run.Books
+	for _, rec := range r.records {
+		if rec.Resume != nil && len(rec.Resume.Books) > 0 {
+			last = rec.Resume.Books
 		}
 	}
+	_, differences := compare(last, books)
 	if len(differences) > 0 && !r.acceptChanges {
 		return fmt.Errorf("cannot resume %s as it is: the runbooks were edited since\n    %s\n    hint: --accept-changes goes on with them as they are now; no host was touched", r.run.ID, strings.Join(differences, "\n    "))
 	}
+	if len(differences) > 0 {
+		r.edited = books
+	}
+	today, _ := compare(r.run.Books, books)
 	var kept []journal.Record
 	for _, rec := range r.records {
 		switch {
+		case rec.Resume != nil && len(rec.Resume.Books) > 0:
+			today, _ = compare(rec.Resume.Books, books) // what follows speaks of these
 		case rec.Begin != nil:
 			begin := *rec.Begin
 			if begin.Task = today[begin.Task]; begin.Task == "" {
@@ -178,6 +171,31 @@ func (r *resumed) fit(books []journal.Book) error {
 	}
 	r.records = kept
 	return nil
+}
+
+// compare finds today's task for each of the old books, and says what differs.
+func compare(old, now []journal.Book) (today map[string]string, differences []string) {
+	today = map[string]string{}
+	for i, b := range old {
+		if i >= len(now) {
+			differences = append(differences, fmt.Sprintf("%s is no longer among the runbooks", b.Path))
+			continue
+		}
+		for _, pair := range align(b.Tasks, now[i].Tasks) {
+			switch {
+			case pair.old == nil:
+				differences = append(differences, fmt.Sprintf("%s: task %q is new", b.Path, pair.now.Name))
+				continue
+			case pair.now == nil:
+				differences = append(differences, fmt.Sprintf("%s: task %q is gone", b.Path, pair.old.Name))
+				continue
+			case pair.old.Digest != pair.now.Digest:
+				differences = append(differences, fmt.Sprintf("%s: task %q is not what it was", b.Path, pair.now.Name))
+			}
+			today[pair.old.ID] = pair.now.ID
+		}
+	}
+	return today, differences
 }
 
 // alike is a task on record and today's, one of them nil if the other is alone.

@@ -108,6 +108,26 @@ func owedByDead(info Info) ([]Debt, error) {
 					names[t.ID] = name{b.Path, t.Play, t.Name}
 				}
 			}
+		case KindResume:
+			if len(r.Resume.Books) == 0 {
+				return nil
+			}
+			// The books were edited: what is owed has another number from here on.
+			today, ids := map[string]name{}, map[name]string{}
+			for _, b := range r.Resume.Books {
+				for _, t := range b.Tasks {
+					today[t.ID] = name{b.Path, t.Play, t.Name}
+					ids[today[t.ID]] = t.ID
+				}
+			}
+			still := map[handler]int{}
+			for h, n := range owed {
+				if id, there := ids[names[h.task]]; there {
+					still[handler{h.host, id}] = n
+				}
+			}
+			owed, names = still, today
+			clear(open) // who resumed it decided about these
 		case KindBegin:
 			open[r.Begin.Key] = r
 		case KindEnd:
