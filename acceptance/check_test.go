@@ -39,7 +39,8 @@ type pair struct {
 	dir string // inventory.yml and secrets.yml
 }
 
-func newPair(t *testing.T, hosts ...string) *pair {
+// newLab makes hosts that are gone when the test ends.
+func newLab(t *testing.T, hosts ...string) *lab.Lab {
 	t.Helper()
 	needLab(t)
 	slots <- struct{}{}
@@ -58,6 +59,12 @@ func newPair(t *testing.T, hosts ...string) *pair {
 	if err := l.Up(t.Context(), hosts...); err != nil {
 		t.Fatal(err)
 	}
+	return l
+}
+
+func newPair(t *testing.T, hosts ...string) *pair {
+	t.Helper()
+	l := newLab(t, hosts...)
 	p := &pair{l, t.TempDir()}
 	p.write(t, "inventory.yml", l.Inventory())
 	p.write(t, "secrets.yml", "databases: ["+strings.Join(lab.Databases, ", ")+"]\nreplication_password: \"q'Z7$(id)kR8vQ2zW9mXt4\"\n")

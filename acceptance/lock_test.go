@@ -201,24 +201,9 @@ func (p *lockLab) home(other bool) string {
 
 func newLockLab(t *testing.T) *lockLab {
 	t.Helper()
-	needLab(t)
-	slots <- struct{}{}
-	t.Cleanup(func() { <-slots })
-	l, err := lab.New(t.Context(), lab.Options{Log: testLog{t}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	labs.add(l)
-	t.Cleanup(func() {
-		defer labs.remove(l)
-		if err := l.Down(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := l.Up(t.Context(), "voms1"); err != nil {
-		t.Fatal(err)
-	}
+	l := newLab(t, "voms1")
 	p := &lockLab{lab: l, host: l.Host("voms1")}
+	var err error
 	if p.dir, err = os.MkdirTemp("", "runbook-lock-"); err != nil {
 		t.Fatal(err)
 	}
