@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"runbook/acceptance/lab"
 	"runbook/engine/journal"
 	"runbook/engine/report"
@@ -33,12 +35,12 @@ func TestChaos(t *testing.T) {
 	needLab(t)
 	rounds, seed := number(t, "RUNBOOK_CHAOS", 10), number(t, "RUNBOOK_CHAOS_SEED", 6)
 	random := rand.New(rand.NewPCG(uint64(seed), 0))
-	moments := make([]float64, rounds)
-	for i := range moments {
+	shares := make([]float64, rounds)
+	for i := range shares {
 		// Uniform, and of any number of rounds each has its share of the time.
-		moments[i] = (float64(i) + random.Float64()) / float64(rounds)
+		shares[i] = (float64(i) + random.Float64()) / float64(rounds)
 	}
-	random.Shuffle(rounds, func(i, j int) { moments[i], moments[j] = moments[j], moments[i] })
+	random.Shuffle(rounds, func(i, j int) { shares[i], shares[j] = shares[j], shares[i] })
 
 	var whole timeline
 	var want []state
@@ -48,8 +50,8 @@ func TestChaos(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				c := newChaos(t)
-				line, killed := c.run(t, nil)
-				if killed || line.code != 0 {
+				line := c.run(t, nil, nil)
+				if line.code != 0 {
 					t.Fatalf("a run that nobody killed ends with exit code %d:\n%s", line.code, &c.said)
 				}
 				state := c.settled(t)
@@ -70,8 +72,8 @@ func TestChaos(t *testing.T) {
 	var mu sync.Mutex
 	green, done, reached := 0, 0, map[string]int{}
 	t.Run("killed", func(t *testing.T) {
-		for i, moment := range moments {
-			t.Run(fmt.Sprintf("%d at %.1f %%", i+1, 100*moment), func(t *testing.T) {
+		for i, share := range shares {
+			t.Run(fmt.Sprintf("%d at %.1f %%", i+1, 100*share), func(t *testing.T) {
 				t.Parallel()
 				c := newChaos(t)
 				defer func() {
@@ -83,15 +85,14 @@ func TestChaos(t *testing.T) {
 					}
 					reached[c.where()]++
 				}()
-				line, killed := c.run(t, whole.at(moment))
-				if !killed {
+				line := c.run(t, whole.at(share), nil)
+				if line.code >= 0 {
 					t.Logf("it was through before it could be killed, with exit code %d", line.code)
 				}
 				first := c.records(t)
 				took, restored := c.resume(t)
 				if t.Failed() {
-					_, tasks, _ := strings.Cut(first, "\n") // the first line is about the books
-					t.Logf("the record:\n%s", tasks)
+					t.Logf("the record:\n%s", c.told(t))
 				}
 				t.Logf("killed %s, with %d records; resumed in %.1f s, with %d tasks from the record", c.where(), strings.Count(first, "\n"), took.Seconds(), restored)
 				for what, diff := range c.settled(t).differences(want[0]) {
@@ -109,6 +110,229 @@ func TestChaos(t *testing.T) {
 	}
 	slices.SortFunc(places, func(a, b string) int { return strings.Compare(a[5:], b[5:]) })
 	t.Logf("%d of %d: killed at a random moment, resumed once, and all was well. Where they were killed:\n%s", green, done, strings.Join(places, "\n"))
+}
+
+// fault is what happens to a host during a run.
+type fault struct {
+	what string
+	does func(ctx context.Context, h *lab.Host) error
+	ends func(ctx context.Context, h *lab.Host) error // after the run
+	anew bool                                         // the host starts anew
+}
+
+var (
+	restarts = fault{what: "restarts", does: func(ctx context.Context, h *lab.Host) error { return h.Reboot(ctx) }, anew: true}
+	crashes  = fault{what: "loses its power", anew: true, does: func(ctx context.Context, h *lab.Host) error {
+		return errors.Join(h.Crash(ctx), h.Start(ctx))
+	}}
+	unplugged = fault{what: "is cut off",
+		does: func(ctx context.Context, h *lab.Host) error { return h.Unplug(ctx) },
+		ends: func(ctx context.Context, h *lab.Host) error { return h.Plug(ctx) }}
+)
+
+// TestFaults guards that a host may restart, lose its power or be cut off during the set-up of a pair: what was under way there is not taken
+// for failed or done, and one resume ends well and leaves the pair in order. RUNBOOK_FAULTS is how often at random moments besides.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	needLab(t)
+	for _, round := range []struct {
+		task, host string
+		fault
+	}{
+		{"Step 4: insert the dump", "voms2", restarts},
+		{"Step 8: dump the databases", "voms1", crashes},
+		{"Step 4: fetch the dump from the master", "voms1", unplugged},
+	} {
+		t.Run(round.host+" "+round.what, func(t *testing.T) {
+			t.Parallel()
+			newChaos(t).suffer(t, &moment{task: round.task}, round.host, round.fault)
+		})
+	}
+	if os.Getenv("RUNBOOK_FAULTS") == "" {
+		return
+	}
+	var whole timeline
+	t.Run("no fault", func(t *testing.T) { whole = newChaos(t).run(t, nil, nil) })
+	random := rand.New(rand.NewPCG(uint64(number(t, "RUNBOOK_CHAOS_SEED", 6)), 1))
+	faults := []fault{restarts, crashes, unplugged}
+	for i := range number(t, "RUNBOOK_FAULTS", 0) {
+		share, host, f := random.Float64(), []string{"voms1", "voms2"}[random.IntN(2)], faults[i%len(faults)]
+		t.Run(fmt.Sprintf("%d %s %s at %.1f %%", i+1, host, f.what, 100*share), func(t *testing.T) {
+			t.Parallel()
+			newChaos(t).suffer(t, whole.at(share), host, f)
+		})
+	}
+}
+
+// suffer runs the set-up with a fault of a host, and resumes.
+func (c *chaos) suffer(t *testing.T, at *moment, name string, f fault) {
+	t.Helper()
+	h := c.Host(name)
+	where, before := "", 0
+	line := c.run(t, at, func() error {
+		where = c.where()
+		before = strings.Count(c.records(t), `"host":"`+h.FQDN()+`"`)
+		return f.does(t.Context(), h)
+	})
+	if f.ends != nil {
+		if err := f.ends(t.Context(), h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%s %s %s; the run ends after %.1f s with exit code %d", name, f.what, where, line.took().Seconds(), line.code)
+	if line.took() > 2*time.Minute {
+		t.Errorf("the run took %.0f s to find that %s %s", line.took().Seconds(), name, f.what)
+	}
+	for _, r := range c.parsed(t) {
+		// Of a host that restarts in good order, its services may go before its connections.
+		if r.End != nil && r.End.Host == h.FQDN() && r.End.Status == string(report.Failed) && f.what != restarts.what {
+			t.Errorf("%s %s %s, and the record says that %q failed: %s", name, f.what, where, r.End.Name, r.End.Result)
+		}
+	}
+	if line.code == 0 {
+		if at.task != "" {
+			t.Errorf("%s %s, and the run did not notice", name, f.what)
+		}
+	} else {
+		took, restored := c.resume(t)
+		t.Logf("resumed in %.1f s, with %d tasks from the record", took.Seconds(), restored)
+		if f.anew && before > 1 && !strings.Contains(c.said.String(), h.FQDN()+" it has started anew") {
+			t.Errorf("%s %s, and resume did not notice:\n%s", name, f.what, &c.said)
+		}
+	}
+	c.settled(t)
+	if t.Failed() {
+		t.Logf("the record:\n%s", c.told(t))
+	}
+}
+
+// TestFullController guards that a run whose record finds no more room on the controller stops before its next change, says which file it is,
+// and goes on when there is room.
+func TestFullController(t *testing.T) {
+	t.Parallel()
+	c := newChaos(t)
+	if err := os.Mkdir(c.state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", c.state, "tmpfs", 0, "mode=0700,size=4096"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(c.state, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	size := func(bytes int) {
+		if err := unix.Mount("tmpfs", c.state, "tmpfs", unix.MS_REMOUNT, fmt.Sprintf("mode=0700,size=%d", bytes)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before, err := c.Fingerprints(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := c.run(t, nil, nil)
+	if line.code != 1 && line.code != 3 || len(line.events) > 0 || !strings.Contains(c.said.String(), c.state) || !strings.Contains(c.said.String(), "no space left on device") {
+		t.Fatalf("without room for the first record a run ends with exit code %d and says %d things:\n%s", line.code, len(line.events), &c.said)
+	}
+	after, err := c.Fingerprints(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for host := range before {
+		if diff := before[host].Diff(after[host]); len(diff) > 0 {
+			t.Errorf("a run that could not be put on record changed %s:\n%s", host, strings.Join(diff, "\n"))
+		}
+	}
+	var last int
+	for pages := 6; ; pages += pages / 2 {
+		size(pages * os.Getpagesize())
+		c.said.Reset()
+		verb := "run"
+		if runs, err := journal.List(c.state); err != nil {
+			t.Fatal(err)
+		} else if len(runs) > 0 {
+			verb = "resume"
+		}
+		code := 0
+		if verb == "run" {
+			code = c.run(t, nil, nil).code
+		} else {
+			cmd := c.Command(t.Context(), program, "resume", "--state-dir", c.state)
+			cmd.Dir, cmd.Stderr = c.dir, &c.said
+			out, _ := cmd.Output()
+			c.said.Write(out)
+			code = cmd.ProcessState.ExitCode()
+		}
+		records := c.parsed(t)
+		t.Logf("%d KiB: %s ends with exit code %d and %d records", pages*os.Getpagesize()>>10, verb, code, len(records))
+		if code == 0 {
+			break
+		}
+		if !strings.Contains(c.said.String(), filepath.Join(c.state, "runs")) || !strings.Contains(c.said.String(), "no space left on device") {
+			t.Fatalf("with %d pages %s does not say what is full:\n%s", pages, verb, &c.said)
+		}
+		if len(records) > 0 && code != 4 || len(records) < last || pages > 200 {
+			t.Fatalf("with %d pages %s ends with exit code %d, and %d records after %d:\n%s", pages, verb, code, len(records), last, &c.said)
+		}
+		last = len(records)
+	}
+	c.settled(t)
+	c.once(t)
+}
+
+// TestEditedBook guards that a run of the pair whose book was edited since it failed says how, and goes on with the edited one if that is meant,
+// without doing anything twice.
+func TestEditedBook(t *testing.T) {
+	t.Parallel()
+	c := newChaos(t)
+	all := cuts(t)
+	at := slices.IndexFunc(all, func(cut cut) bool { return cut.after == "Step 4: insert the dump" })
+	if at < 0 {
+		t.Fatal("the slave's book has no task that inserts the dump")
+	}
+	cut := all[at]
+	cut.lay(t, c.dir)
+	call := func(args ...string) (code int, out string) {
+		cmd := c.Command(t.Context(), program, append(args, "--state-dir", c.state)...)
+		cmd.Dir = c.dir
+		text, _ := cmd.CombinedOutput()
+		return cmd.ProcessState.ExitCode(), string(text)
+	}
+	if code, out := call(append([]string{"run", "-i", "inventory.yml", "-e", "@secrets.yml"}, cut.books...)...); code != 1 || !strings.Contains(out, theEnd) {
+		t.Fatalf("the run should have ended at %q: exit code %d\n%s", theEnd, code, out)
+	}
+	whole, err := os.ReadFile("../runbooks/man06/" + cut.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	edited := strings.Replace(string(whole), `state: directory, mode: "0755"`, `state: directory, mode: "0711"`, 1)
+	if edited == string(whole) {
+		t.Fatal("nothing was edited")
+	}
+	c.write(t, filepath.Join("man06", cut.name), edited)
+
+	records := c.records(t)
+	code, out := call("resume")
+	for _, want := range []string{
+		`task "the run is killed here" is gone`, `task "Step 5: the replication runs" is new`,
+		`task "Step 1: the folder of the tunnel's configuration" is not what it was`, "--accept-changes", "no host was touched",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("resume with an edited book does not say %q:\n%s", want, out)
+		}
+	}
+	if code != 3 || c.records(t) != records {
+		t.Errorf("resume with an edited book ends with exit code %d, and its record has %d more bytes", code, len(c.records(t))-len(records))
+	}
+	code, out = call("resume", "--accept-changes")
+	if code != 0 || !strings.Contains(out, "changed      voms2.example.org  Step 1: the folder") {
+		t.Errorf("resume --accept-changes ends with exit code %d:\n%s", code, out)
+	}
+	if v, code := c.runbook(t, "run", "man06/verify"); code != 0 {
+		t.Errorf("then verify ends with exit code %d: %q", code, v.with(report.Failed))
+	}
+	c.once(t, "Step 1: the folder of the tunnel's configuration")
 }
 
 func number(t *testing.T, name string, otherwise int) int {
@@ -133,29 +357,32 @@ type timeline struct {
 
 func (l timeline) took() time.Duration { return l.end.Sub(l.begin) }
 
-// kill is a moment of a run: so long after it has said so many things. Unlike the time alone, that is the same place on a slow machine.
-type kill struct {
+// moment is one of a run: so long after it has said so many things, or that a task begins. Unlike the time alone, that is the same place
+// on a slow machine.
+type moment struct {
 	events int
+	task   string
 	after  time.Duration
 }
 
 // at is a moment between 0 and 1.
-func (l timeline) at(moment float64) *kill {
-	when := l.begin.Add(time.Duration(moment * float64(l.took())))
-	k := &kill{after: when.Sub(l.begin)}
+func (l timeline) at(share float64) *moment {
+	when := l.begin.Add(time.Duration(share * float64(l.took())))
+	m := &moment{after: when.Sub(l.begin)}
 	for i, e := range l.events {
 		if e.After(when) {
 			break
 		}
-		k.events, k.after = i+1, when.Sub(e)
+		m.events, m.after = i+1, when.Sub(e)
 	}
-	return k
+	return m
 }
 
 // chaos is a pair whose controller is killed.
 type chaos struct {
 	*pair
 	state string
+	mu    sync.Mutex
 	last  string // the last task that had begun
 	said  bytes.Buffer
 }
@@ -183,26 +410,31 @@ func (c *chaos) arguments() []string {
 	return append([]string{"run", "-i", "inventory.yml", "-e", "@secrets.yml", "--output", "json", "--state-dir", c.state}, allBooks...)
 }
 
-// run runs the whole set-up, and kills it at a moment, if one is given.
-func (c *chaos) run(t *testing.T, at *kill) (line timeline, killed bool) {
+// run runs the whole set-up. At a moment, if one is given, the fault happens; without one it is killed.
+func (c *chaos) run(t *testing.T, at *moment, fault func() error) (line timeline) {
 	t.Helper()
+	var stderr bytes.Buffer
 	cmd := c.Command(t.Context(), program, c.arguments()...)
-	cmd.Dir, cmd.Stderr = c.dir, &c.said
+	cmd.Dir, cmd.Stderr = c.dir, &stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
+	}
+	if fault == nil {
+		fault = func() error { return cmd.Process.Kill() }
 	}
 	line.begin = time.Now()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	happened := make(chan error, 1)
 	var timer *time.Timer
-	arm := func(n int) {
-		if at != nil && n == at.events {
-			timer = time.AfterFunc(at.after, func() { _ = cmd.Process.Kill() })
+	arm := func(now bool) {
+		if now && timer == nil {
+			timer = time.AfterFunc(at.after, func() { happened <- fault() })
 		}
 	}
-	arm(0)
+	arm(at != nil && at.task == "" && at.events == 0)
 	lines := bufio.NewReader(out)
 	for {
 		text, err := lines.ReadBytes('\n')
@@ -210,28 +442,33 @@ func (c *chaos) run(t *testing.T, at *kill) (line timeline, killed bool) {
 			break
 		}
 		line.events = append(line.events, time.Now())
-		arm(len(line.events))
 		var e report.Event
 		if err := json.Unmarshal(text, &e); err != nil {
 			t.Errorf("the run says what is no event: %v: %s", err, text)
 		}
 		c.note(e)
+		arm(at != nil && (at.task == "" && at.events == len(line.events) || at.task != "" && e.Kind == report.TaskStart && e.Task == at.task))
 	}
 	err = cmd.Wait()
 	line.end = time.Now()
-	if timer != nil {
-		timer.Stop()
-	}
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
+	if timer != nil && !timer.Stop() {
+		if err := <-happened; err != nil && !errors.Is(err, os.ErrProcessDone) {
+			t.Fatal(err)
+		}
+	}
+	c.said.Write(stderr.Bytes())
 	line.code = cmd.ProcessState.ExitCode()
-	return line, line.code < 0
+	return line
 }
 
 // note keeps what of an event tells where a run is.
 func (c *chaos) note(e report.Event) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	switch {
 	case e.Kind == report.TaskStart:
 		c.last = fmt.Sprintf("%s %q on %s", c.book(e.Book), e.Task, e.Host)
@@ -253,6 +490,8 @@ func (c *chaos) book(title string) string {
 }
 
 func (c *chaos) where() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.last == "" {
 		return "before the first task"
 	}
@@ -274,11 +513,13 @@ func (c *chaos) resume(t *testing.T) (took time.Duration, restored int) {
 		return 0, 0 // all but its last breath
 	}
 	c.said.Reset()
+	var stderr bytes.Buffer
 	cmd := c.Command(t.Context(), program, args...)
-	cmd.Dir, cmd.Stderr = c.dir, &c.said
+	cmd.Dir, cmd.Stderr = c.dir, &stderr
 	begin := time.Now()
 	out, err := cmd.Output()
 	took = time.Since(begin)
+	c.said.Write(stderr.Bytes())
 	where := c.last
 	for line := range bytes.Lines(out) {
 		var e report.Event
@@ -388,8 +629,8 @@ func diffLines(want, got string) string {
 	return strings.Join(diff, "\n")
 }
 
-// once proves that what may be done once only was done once.
-func (c *chaos) once(t *testing.T) {
+// once proves that what may be done once only was done once, and that no task was done twice but those that were meant to be.
+func (c *chaos) once(t *testing.T, meant ...string) {
 	t.Helper()
 	for _, want := range []struct {
 		host, what string
@@ -420,7 +661,7 @@ func (c *chaos) once(t *testing.T) {
 	done := map[journal.Key]string{}
 	for _, r := range records {
 		switch {
-		case r.Begin != nil && done[r.Begin.Key] != "":
+		case r.Begin != nil && done[r.Begin.Key] != "" && !slices.Contains(meant, r.Begin.Name):
 			t.Errorf("killed %s and resumed: %q of %s is begun again, though it was on record as %s", c.where(), r.Begin.Name, r.Begin.Host, done[r.Begin.Key])
 		case r.End != nil && (r.End.Status == string(report.Changed) || r.End.Status == string(report.OK)) && !r.End.Withheld:
 			done[r.End.Key] = r.End.Status
@@ -444,6 +685,27 @@ func (c *chaos) parsed(t *testing.T) []journal.Record {
 		all = append(all, records...)
 	}
 	return all
+}
+
+// told is the record in short.
+func (c *chaos) told(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	for _, r := range c.parsed(t) {
+		fmt.Fprintf(&b, "%s %3d %s", r.Time.Format("15:04:05.000"), r.N, r.Kind)
+		switch {
+		case r.Begin != nil:
+			fmt.Fprintf(&b, " %s %q %s", r.Begin.Host, r.Begin.Name, r.Begin.Item)
+		case r.End != nil:
+			fmt.Fprintf(&b, " %s %q %s %s", r.End.Host, r.End.Name, r.End.Item, r.End.Status)
+		case r.Note != nil:
+			fmt.Fprintf(&b, " %s", r.Note.Text)
+		case r.Close != nil:
+			fmt.Fprintf(&b, " %s\n%s", r.Close.Status, r.Close.Text)
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
 }
 
 // records is the text of the record.
