@@ -103,9 +103,9 @@ func TestSilentDrop(t *testing.T) {
 	// The shell is ended in the middle of a command, and leaves its directory.
 	s := startServer(t, sshtest.Options{Env: []string{"TMPDIR=" + t.TempDir()}})
 	cfg := s.Config()
-	cfg.Keepalive = 100 * time.Millisecond
+	cfg.Keepalive = 400 * time.Millisecond
 	c := connect(t, cfg)
-	time.Sleep(600 * time.Millisecond)
+	time.Sleep(2 * time.Second)
 	script(t, c, "echo an idle link is not a dead one")
 	socket := echo(t, "tcp", "127.0.0.1:0")
 	tunnel, err := c.Dial(ctx(t), "", "tcp", socket)

@@ -192,7 +192,7 @@ func testJobEnds(t *testing.T, c transport.Conn) {
 		mark, stubborn, away := seconds(), seconds(), seconds()
 		cmd := transport.Cmd{Script: "echo begun; sleep " + mark + " & (trap '' TERM; sleep " + stubborn + ") & setsid sleep " + away + " & sleep " + mark + "; wait; sleep " + mark}
 		if cause == "timeout" {
-			cmd.Timeout = 700 * time.Millisecond
+			cmd.Timeout = 5 * time.Second // long enough for a busy machine to have begun
 		}
 		job := newJob(t, c, cmd)
 		running, stop := context.WithCancel(ctx(t))
