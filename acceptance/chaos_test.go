@@ -90,7 +90,11 @@ func TestChaos(t *testing.T) {
 					t.Logf("it was through before it could be killed, with exit code %d", line.code)
 				}
 				first := c.records(t)
+				made := c.made(t)
 				took, restored := c.resume(t)
+				if restored < made {
+					t.Errorf("killed %s: %d changes were on record as made, and resume took %d tasks from it", c.where(), made, restored)
+				}
 				if t.Failed() {
 					t.Logf("the record:\n%s", c.told(t))
 				}
@@ -685,6 +689,20 @@ func (c *chaos) parsed(t *testing.T) []journal.Record {
 		all = append(all, records...)
 	}
 	return all
+}
+
+// made counts the changes that are on record as made, in a run that is not through.
+func (c *chaos) made(t *testing.T) (n int) {
+	t.Helper()
+	for _, r := range c.parsed(t) {
+		switch {
+		case r.End != nil && r.End.Effect && !r.End.Withheld && r.End.Status != string(report.Failed) && r.End.Status != string(report.Unreachable):
+			n++
+		case r.Close != nil && r.Close.Status == journal.Done:
+			return 0
+		}
+	}
+	return n
 }
 
 // told is the record in short.
