@@ -382,7 +382,7 @@ func (m *mysqlDump) fits(ctx context.Context, s *mysqlSession, freeKB int) error
 		return err
 	}
 	if need, ok := mysqlInt(rows.Ordered[0][0]); ok && need/1024 > freeKB {
-		return fmt.Errorf("not enough space for the dump: the tables hold %d MB, %s has %d MB free", need>>20, path.Dir(m.Dest), freeKB>>10)
+		return fmt.Errorf("not enough space for the dump: the tables hold %d KB, %s has %d KB free", need>>10, path.Dir(m.Dest), freeKB)
 	}
 	return nil
 }

@@ -181,7 +181,7 @@ func (m *transfer) Check(ctx context.Context, host *module.Host) (module.Plan, e
 	}
 	if state.send = dest.kind != "file" || dest.size != src.size || dest.sha256 != src.sha256; state.send {
 		if dest.freeKB >= 0 && src.size/1024 > dest.freeKB {
-			return plan, fmt.Errorf("not enough space on %s: the file has %d MB, %s has %d MB free", host.Name, src.size>>20, path.Dir(m.Dest), dest.freeKB>>10)
+			return plan, fmt.Errorf("not enough space on %s: the file has %d KB, %s has %d KB free", host.Name, src.size>>10, path.Dir(m.Dest), dest.freeKB)
 		}
 		before := "absent"
 		if dest.kind == "file" {
