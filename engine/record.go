@@ -241,13 +241,13 @@ func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args m
 	defer p.memo.mu.Unlock()
 	end, begun := p.memo.ends[d.Key], p.memo.begun[d.Key]
 	switch {
-	case end != nil && end.Digest != d.digest, begun != nil && begun.Digest != d.digest:
-		return true
-	case end != nil:
-		d.restore = end
 	case begun != nil:
-		d.halfway = begun
+		d.halfway = begun // with other arguments too: nobody knows what it did
+		return begun.Digest != d.digest
+	case end != nil && end.Digest != d.digest:
+		return true
 	}
+	d.restore = end
 	return false
 }
 
