@@ -26,12 +26,14 @@ type stream struct {
 }
 
 // streamScript is what the sh of a stream reads. It has read all of it before it greets, so that the input sent
-// after the greeting goes to the command, whatever the sh reads ahead. %[1]s is the mark, %[2]s the command,
-// %[3]s a variable that the way to another user has set.
+// after the greeting goes to the command, whatever the sh reads ahead. The command begins when the greeting was answered with
+// an empty line: whoever gives up before that has started nothing. %[1]s is the mark, %[2]s the command, %[3]s a variable that
+// the way to another user has set.
 const streamScript = `{ unset %[3]s CDPATH; cd 2>/dev/null || cd /
 { read -r _rb_1 _ _ _rb_2 _rb_3 _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _rb_4 _ </proc/self/stat; } 2>/dev/null
 printf '\n%%s\n' %[1]s >&2
 printf '\n%%s %%s %%s %%s\n' %[1]s "$_rb_2" "$_rb_3" "$_rb_4"
+read -r _rb_1 || exit
 %[2]s
 exit; }
 `
@@ -89,6 +91,12 @@ func (h *host) startStream(ctx context.Context, user string, c Cmd, input, raw b
 	}
 	if who := strings.Fields(line); len(who) == 3 {
 		s.who = victim{keep: who[0], group: who[1], start: who[2]}
+	}
+	if err = startCtx.Err(); err == nil {
+		_, err = io.WriteString(p.stdin, "\n")
+	}
+	if err != nil {
+		return failed(h.notReady(startCtx, user, p, noise))
 	}
 	if !input {
 		_ = p.stdin.Close()
