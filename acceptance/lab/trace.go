@@ -37,7 +37,7 @@ func (h *Host) Trace(ctx context.Context, f func() error) (attempts []string, er
 	}
 	defer os.RemoveAll(dir)
 	file := filepath.Join(dir, "trace")
-	strace := exec.CommandContext(ctx, "strace", "-f", "-qq", "-s", "512", "-p", strconv.Itoa(sshd), "-o", file, "-e", "trace="+tracedCalls)
+	strace := exec.CommandContext(ctx, "strace", "-f", "-y", "-qq", "-s", "512", "-p", strconv.Itoa(sshd), "-o", file, "-e", "trace="+tracedCalls)
 	strace.Cancel = func() error { return strace.Process.Signal(os.Interrupt) }
 	if err := strace.Start(); err != nil {
 		return nil, fmt.Errorf("cannot trace: %w", err)
@@ -110,6 +110,7 @@ func traced(ctx context.Context, pid int) error {
 
 var (
 	tracedLine  = regexp.MustCompile(`^\d+ +(\w+)\((.*)`)
+	tracedDir   = regexp.MustCompile(`^(?:AT_FDCWD|\d+)<([^>]*)>`)
 	tracedPath  = regexp.MustCompile(`"((?:[^"\\]|\\.)*)"`)
 	opensToRead = regexp.MustCompile(`^open`)
 	opensChange = regexp.MustCompile(`O_WRONLY|O_RDWR|O_CREAT|O_TRUNC|O_APPEND`)
@@ -130,7 +131,12 @@ func attempted(text string) []string {
 		}
 		what := call[2]
 		if path := tracedPath.FindStringSubmatch(call[2]); path != nil {
-			if what = path[1]; ownFiles.MatchString(what) {
+			if what = path[1]; !strings.HasPrefix(what, "/") {
+				if dir := tracedDir.FindStringSubmatch(call[2]); dir != nil {
+					what = dir[1] + "/" + what
+				}
+			}
+			if ownFiles.MatchString(what) {
 				continue
 			}
 		}
