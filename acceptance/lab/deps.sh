@@ -3,7 +3,7 @@
 # none enabled that was not there before. Go is not among it: see README.
 set -eu
 
-packages="systemd-container mmdebstrap iproute2 util-linux openssl strace openssh-client openssh-server mariadb-server iptables sudo perl dnf rpm createrepo-c gcc libc6-dev"
+packages="systemd-container mmdebstrap iproute2 util-linux openssl strace csh busybox openssh-client openssh-server mariadb-server iptables sudo perl dnf rpm createrepo-c gcc libc6-dev"
 
 missing=
 for package in $packages; do

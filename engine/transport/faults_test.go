@@ -125,7 +125,7 @@ func TestSilentDrop(t *testing.T) {
 	go func() { _, err := c.Run(ctx(t), transport.Cmd{Args: []string{"true"}}); errs <- err }()
 	go func() { _, err := c.Run(ctx(t), transport.Cmd{Args: []string{"sleep", "30"}, Bulk: true}); errs <- err }()
 	go func() { _, err := tunnel.Read(make([]byte, 1)); errs <- err }()
-	time.Sleep(300 * time.Millisecond)
+	time.Sleep(1500 * time.Millisecond) // the bulk command has begun by then
 	s.Stall()
 	for range 4 {
 		if lost := wantUnreachable(t, <-errs); !lost.MayHave || !strings.Contains(lost.Error(), "no sign of life") {
