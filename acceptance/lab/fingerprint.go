@@ -86,7 +86,7 @@ func (h *Host) Fingerprint(ctx context.Context) (Fingerprint, error) {
 		return nil, fmt.Errorf("cannot take the fingerprint of %s: %w", h.Name, err)
 	}
 	var f Fingerprint
-	root := fmt.Sprintf("/proc/%d/root/", pid)
+	root := rootOf(pid) + "/" // a link, to be followed
 	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		name := strings.TrimPrefix(path, root)
 		switch {

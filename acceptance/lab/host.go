@@ -224,6 +224,9 @@ func (h *Host) PID() (int, error) {
 	return 0, fmt.Errorf("host %s has no PID 1 yet", h.Name)
 }
 
+// rootOf is the file system of a process as this machine sees it.
+func rootOf(pid int) string { return filepath.Join("/proc", strconv.Itoa(pid), "root") }
+
 // nspawn returns the pid of the host's systemd-nspawn.
 func (h *Host) nspawn() (int, error) {
 	if pid := h.pid("nspawn.pid"); pid != 0 {
@@ -352,7 +355,7 @@ func (h *Host) link(ctx context.Context, state string) error {
 	if err != nil {
 		return err
 	}
-	index, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/sys/class/net/host0/iflink", pid))
+	index, err := os.ReadFile(filepath.Join(rootOf(pid), "sys/class/net/host0/iflink"))
 	if err != nil {
 		return err
 	}

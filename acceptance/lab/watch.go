@@ -52,7 +52,7 @@ func (h *Host) Watch(secrets ...string) *Watch {
 		if err != nil {
 			return "", nil // down, as in a reboot
 		}
-		proc := fmt.Sprintf("/proc/%d/root/proc", pid)
+		proc := filepath.Join(rootOf(pid), "proc")
 		return proc, numbers(proc)
 	})
 }
