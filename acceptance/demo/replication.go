@@ -20,7 +20,7 @@ import (
 // check shows that check mode predicts and touches nothing.
 func (s *site) check(ctx context.Context) error {
 	title("What would a run do? Check tells, and changes nothing")
-	before, err := s.fingerprints(ctx)
+	before, err := s.lab.Fingerprints(ctx)
 	if err != nil {
 		return err
 	}
@@ -28,7 +28,7 @@ func (s *site) check(ctx context.Context) error {
 	if _, err := s.runbook(ctx, "check", replication, &brief{w: os.Stdout, tasks: 2}); !errors.As(err, &exit) || exit.ExitCode() != 2 {
 		return fmt.Errorf("check of two fresh hosts should end with exit code 2, for changes to be made: %w", err)
 	}
-	after, err := s.fingerprints(ctx)
+	after, err := s.lab.Fingerprints(ctx)
 	if err != nil {
 		return err
 	}
@@ -39,21 +39,9 @@ func (s *site) check(ctx context.Context) error {
 	}
 	fmt.Print(`
 Unknown is what cannot be told before an earlier step has run; the line says which.
-Both hosts are as they were: every file, unit, firewall rule and row was compared.
+All hosts are as they were: every file, unit, firewall rule and row was compared.
 `)
 	return nil
-}
-
-func (s *site) fingerprints(ctx context.Context) (map[string]lab.Fingerprint, error) {
-	prints := map[string]lab.Fingerprint{}
-	for _, h := range []*lab.Host{s.lab.Host("voms1"), s.lab.Host("voms2")} {
-		print, err := h.Fingerprint(ctx)
-		if err != nil {
-			return nil, err
-		}
-		prints[h.FQDN()] = print
-	}
-	return prints, nil
 }
 
 func (s *site) run(ctx context.Context) error {

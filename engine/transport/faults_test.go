@@ -234,3 +234,25 @@ func TestClose(t *testing.T) {
 		script(t, local, fmt.Sprintf("kill $(ps -eo pid=,args= | awk '/^ *[0-9]+ [s]leep %s/ {print $1}') 2>/dev/null || :", mark))
 	}
 }
+
+// A bulk command that is given up before the host has said who it is has not begun: nobody could end it. The link is slow, so that the
+// moments before and after are told apart.
+func TestGivenUpEarly(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, sshtest.Options{RTT: 200 * time.Millisecond})
+	c := connect(t, s.Config())
+	var marks []string
+	for patience := 50 * time.Millisecond; patience < 1500*time.Millisecond; patience += 100 * time.Millisecond {
+		mark := seconds()
+		marks = append(marks, mark)
+		short, cancel := context.WithTimeout(ctx(t), patience)
+		_, err := c.Run(short, transport.Cmd{Args: []string{"sleep", mark}, Bulk: true})
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("given up after %s: %v", patience, err)
+		}
+	}
+	for _, mark := range marks {
+		waitFor(t, "a command that was given up to be gone", func() bool { return alive(mark) == 0 })
+	}
+}
