@@ -424,7 +424,7 @@ set -C
 exec 4>"$part" || exit 1
 set +C
 drop=$part
-( while sleep 1 >/dev/null 2>&1; do printf 'P %s\n' "$(stat -c %s -- "$part")" || exit; done ) &
+( while sleep 1 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do size=$(stat -c %s -- "$part" 2>/dev/null) && printf 'P %s\n' "$size" || exit; done ) &
 watch=$!
 [ ! -s "$dir/my.cnf" ] || set -- --defaults-extra-file="$dir/my.cnf" "$@"
 "$program" "$@" >&4 || exit

@@ -325,7 +325,7 @@ exec 4<"$src" || exit 1
 "$program" "$@" <&4 &
 client=$!
 exec 4<&-
-( while sleep 1 >/dev/null 2>&1; do sed -n 's/^pos:[^0-9]*/P /p' "/proc/$client/fdinfo/0" 2>/dev/null || exit; done ) &
+( while sleep 1 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do sed -n 's/^pos:[^0-9]*/P /p' "/proc/$client/fdinfo/0" 2>/dev/null || exit; done ) &
 watch=$!
 wait "$client"
 code=$?

@@ -591,8 +591,9 @@ func dnfProblem(text string) string {
 const packageApplyScript = packageLib + `repos=$3 lock=$4 refresh=$5 nostart=$6 repair=$7 count=$8
 shift 8
 log=$(mktemp) || exit 1
-ours= saved= watch=
+ours= saved= watch= on=
 cleanup() {
+	rm -f "$on"
 	[ -z "$watch" ] || kill $watch 2>/dev/null
 	if [ -n "$saved" ]; then mv -f "$saved" "$policy"; elif [ -n "$ours" ]; then rm -f "$policy"; fi
 	ours= saved=
@@ -604,8 +605,10 @@ deadline=$(($(date +%s) + lock))
 # A file, not a pipe: a service that a package starts may keep it open.
 locked() {
 	while :; do
+		# What shows progress ends when this file goes. The signal only makes it faster: one that comes right after the fork is lost.
+		on=$(mktemp) || exit 1
 		( last=
-		while sleep 1; do
+		while sleep 1 && [ -e "$on" ]; do
 			now=$(tail -n 1 "$log")
 			[ "$now" = "$last" ] || printf '\036\nP %s\n' "$now"
 			last=$now
@@ -613,7 +616,8 @@ locked() {
 		watch=$!
 		"$@" >"$log" 2>&1 </dev/null
 		code=$?
-		kill $watch
+		rm -f "$on"
+		kill $watch 2>/dev/null
 		wait $watch 2>/dev/null
 		[ $code != 0 ] || return 0
 		if ! grep -q -i -e 'could not get lock' -e 'unable to lock' -e 'unable to acquire' -e 'is locked by another process' -e 'was locked by another process' -e 'already locked by' -e 'holding the yum lock' "$log"; then return $code; fi
