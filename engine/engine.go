@@ -106,6 +106,7 @@ type Summary struct {
 type Failure struct {
 	Host, Task, Msg string
 	Unreachable     bool
+	HeldBack        string // the play in which it had no turn, as the batch before it was lost; Task is ""
 }
 
 // Failed reports whether a task failed, a host was unreachable or a play was stopped.

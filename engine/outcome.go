@@ -32,6 +32,14 @@ func (o *outcome) changed() bool {
 	return o.result.Status == report.Changed || o.result.Status == report.WouldChange
 }
 
+// paid are the handlers of an outcome on record that another run has run since.
+func (o *outcome) paid() []string {
+	if !o.restored {
+		return nil
+	}
+	return o.doing.restore.Paid
+}
+
 func fail(format string, args ...any) outcome {
 	return outcome{result: report.Result{Status: report.Failed, Msg: fmt.Sprintf(format, args...)}}
 }

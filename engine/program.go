@@ -34,6 +34,25 @@ type play struct {
 	needs    []vars.Tree // host names that tasks of this play reach for: other hosts must not have been lost
 }
 
+// batches are the hosts of the play that take part in it at once, batch after batch. They are the same however the run goes: when it is
+// resumed, each host is where it was.
+func (p *play) batches() (all [][]*inventory.Host) {
+	if len(p.spec.Serial) == 0 {
+		return [][]*inventory.Host{p.hosts}
+	}
+	rest := p.hosts
+	for i := 0; len(rest) > 0; i++ {
+		size := p.spec.Serial[min(i, len(p.spec.Serial)-1)]
+		n := size.Hosts
+		if size.Percent > 0 {
+			n = max(1, len(p.hosts)*size.Percent/100)
+		}
+		n = min(n, len(rest))
+		all, rest = append(all, rest[:n]), rest[n:]
+	}
+	return all
+}
+
 // named returns the handlers that a notification of name is for.
 func (p *play) named(name string) []*task {
 	var found []*task

@@ -277,12 +277,22 @@ func TestDebts(t *testing.T) {
 	if len(owed()) != 2 {
 		t.Fatalf("owed %v", owed())
 	}
+	first := r.id
 	for i, want := range []int{0, 0} {
 		r.id = "" // an ordinary run
 		out, s := r.run(t, func(job *engine.Job) { job.Debts = owed() })
 		if s.Failed() || r.read("log.a") != "restarted\n" || r.read("log.b") != "restarted\n" || len(owed()) != want {
 			t.Errorf("run %d: %q, owed %v\n%s", i, r.read("log.a"), owed(), out)
 		}
+	}
+	r.id = first
+	out, s := r.run(t, func(job *engine.Job) {
+		if err := journal.Paid(r.state, first, job.Past); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if s.Failed() || r.read("log.a") != "restarted\n" || r.read("log.b") != "restarted\n" {
+		t.Errorf("resumed after another run has paid for it: %q\n%s", r.read("log.a"), out)
 	}
 }
 
@@ -294,5 +304,41 @@ func TestUnrecorded(t *testing.T) {
 	_, s := r.run(t, func(job *engine.Job) { _ = job.Journal.Close() })
 	if s.Halted == "" || r.read("a")+r.read("b") != "" {
 		t.Errorf("halted %q, left %q", s.Halted, r.read("a"))
+	}
+}
+
+// TestResumeSerial goes on in the batch in which a run has failed: those before it had their turn, with their handlers, those behind it get it now.
+func TestResumeSerial(t *testing.T) {
+	head := strings.NewReplacer("    hosts: web\n", "    hosts: web\n    serial: 1\n", "params:\n", "params:\n  closed: {default: nobody}\n").Replace(resumeHead)
+	r := newResumable(t, head+`      - name: bare
+        command: {shell: 'echo {{ inventory_hostname }} >>{{ root }}/log'}
+        notify: restart
+      - name: gate
+        when: inventory_hostname == closed
+        command: {argv: [test, -e, '{{ root }}/open'], read: true}
+    handlers:
+      - name: restart
+        command: {shell: 'echo {{ inventory_hostname }} restarts >>{{ root }}/log'}
+`)
+	for _, c := range []struct{ closed, before, after string }{
+		{"a", "a\n", "a\na restarts\nb\nb restarts\n"},
+		{"b", "a\na restarts\nb\n", "a\na restarts\nb\nb restarts\n"},
+	} {
+		r := *r
+		r.root = t.TempDir()
+		closed := func(job *engine.Job) {
+			job.Settings = append(job.Settings, engine.Setting{Name: "closed", Value: spec.ParseScalar(c.closed), Origin: "-e"})
+		}
+		out, summary := r.run(t, closed)
+		if !summary.Failed() || r.read("log") != c.before || strings.Contains(out, "held back: b") != (c.closed == "a") {
+			t.Errorf("%s fails: log %q, want %q\n%s", c.closed, r.read("log"), c.before, out)
+		}
+		if c.closed == "a" && (len(summary.Failures) != 2 || summary.Failures[1].HeldBack != "one") {
+			t.Errorf("what became of the hosts: %+v", summary.Failures)
+		}
+		r.touch(t, "open")
+		if out, summary := r.run(t, closed); summary.Failed() || r.read("log") != c.after {
+			t.Errorf("%s failed, and was resumed: log %q, want %q\n%s", c.closed, r.read("log"), c.after, out)
+		}
 	}
 }

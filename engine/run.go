@@ -43,9 +43,13 @@ type failure struct {
 	task        string
 	msg         string
 	unreachable bool
+	heldBack    string // the play whose earlier batch was lost: nothing was done here
 }
 
 func (f *failure) String() string {
+	if f.heldBack != "" {
+		return fmt.Sprintf("was held back in %q: %s", f.heldBack, f.msg)
+	}
 	if f.unreachable {
 		return fmt.Sprintf("was lost at %q: %s", f.task, firstLine(f.msg))
 	}
@@ -141,7 +145,7 @@ func (r *run) run(ctx context.Context) Summary {
 		if hr := r.hosts[h.Name]; hr.used {
 			summary.Totals = append(summary.Totals, hr.total)
 			if f := hr.failure(); f != nil {
-				summary.Failures = append(summary.Failures, Failure{Host: h.Name, Task: f.task, Msg: f.msg, Unreachable: f.unreachable})
+				summary.Failures = append(summary.Failures, Failure{Host: h.Name, Task: f.task, Msg: f.msg, Unreachable: f.unreachable, HeldBack: f.heldBack})
 			}
 		}
 	}
@@ -293,27 +297,49 @@ func (p *playRun) stop(format string, args ...any) {
 }
 
 func (p *playRun) execute(ctx context.Context) {
-	var hosts []*hostRun
-	var gone []string
-	for _, h := range p.play.hosts {
-		hr := p.hosts[h.Name]
-		if f := hr.failure(); f != nil {
-			gone = append(gone, h.Name+" "+f.String())
-			continue
-		}
-		hosts = append(hosts, hr)
-	}
 	if len(p.play.hosts) == 0 {
 		return // all of them are outside the limit
 	}
-	if len(hosts) == 0 {
+	if hosts, gone := p.left(p.play.hosts); len(hosts) == 0 {
 		p.stop("play %q has no host left: %s", p.play.title, strings.Join(gone, "; "))
 		return
 	}
-	if lost, f := p.lostNeed(ctx, hosts); lost != "" {
-		p.stop("play %q stops: it needs %s, which %s", p.play.title, lost, f)
-		return
+	batches := p.play.batches()
+	for i, batch := range batches {
+		hosts, _ := p.left(batch)
+		if len(hosts) == 0 {
+			continue
+		}
+		if i > 0 && p.stopping(ctx) {
+			return
+		}
+		if lost, f := p.lostNeed(ctx, hosts); lost != "" {
+			p.stop("play %q stops: it needs %s, which %s", p.play.title, lost, f)
+			return
+		}
+		p.batch(ctx, hosts)
+		if len(alive(hosts)) == 0 && !p.stopping(ctx) {
+			p.holdBack(hosts, slices.Concat(batches[i+1:]...))
+			return
+		}
 	}
+}
+
+// left are those of some hosts that take part still, and what became of the others.
+func (p *playRun) left(all []*inventory.Host) (hosts []*hostRun, gone []string) {
+	for _, h := range all {
+		hr := p.hosts[h.Name]
+		if f := hr.failure(); f != nil {
+			gone = append(gone, h.Name+" "+f.String())
+		} else {
+			hosts = append(hosts, hr)
+		}
+	}
+	return hosts, gone
+}
+
+// batch runs the play on hosts, with its handlers.
+func (p *playRun) batch(ctx context.Context, hosts []*hostRun) {
 	p.takeDebts(hosts)
 	e := p.event(report.PlayStart)
 	for _, h := range hosts {
@@ -332,6 +358,23 @@ func (p *playRun) execute(ctx context.Context) {
 	}
 	p.flush(ctx, hosts)
 	p.tellOwed(hosts)
+}
+
+// holdBack spares the hosts whose turn in the play is still to come what a whole batch has not survived.
+func (p *playRun) holdBack(batch []*hostRun, later []*inventory.Host) {
+	hosts, _ := p.left(later)
+	if len(hosts) == 0 {
+		return
+	}
+	var names, spared []string
+	for _, h := range batch {
+		names = append(names, h.host.Name)
+	}
+	for _, h := range hosts {
+		spared = append(spared, h.host.Name)
+		h.setFailure(&failure{heldBack: p.play.title, msg: "the batch before it was lost: " + strings.Join(names, ", ")})
+	}
+	p.stop("play %q stops: no host of the batch %s is left; held back: %s", p.play.title, strings.Join(names, ", "), strings.Join(spared, ", "))
 }
 
 // lostNeed looks for a host that the play reaches for, by hosts[…] or delegate_to, and that has dropped out.
@@ -541,8 +584,9 @@ func (p *playRun) tellOwed(hosts []*hostRun) {
 	}
 }
 
-// notify marks the handlers that a task names, and returns them. by is "", or the task if it is unknown whether it will change anything.
-func (p *playRun) notify(t *task, h *hostRun, env vars.Env, by string) (all []*task, err error) {
+// notify marks the handlers that a task names, and returns them. by is "", or the task if it is unknown whether it will change anything. paid
+// are the names on record of those that have run already.
+func (p *playRun) notify(t *task, h *hostRun, env vars.Env, by string, paid []string) (all []*task, err error) {
 	for _, tree := range t.notify {
 		value, err := tree.Eval(env)
 		if err != nil {
@@ -555,6 +599,7 @@ func (p *playRun) notify(t *task, h *hostRun, env vars.Env, by string) (all []*t
 		}
 		all = append(all, handlers...)
 	}
+	all = slices.DeleteFunc(all, func(handler *task) bool { return slices.Contains(paid, p.taskID(handler)) })
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, handler := range all {

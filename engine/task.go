@@ -38,7 +38,7 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		*stop = p.provisional(*stop, h, reached)
 		name := p.taskName(t, env)
 		if stop.result.Status == report.Unknown {
-			_, _ = p.notify(t, h, env, name) // a name that hangs on the loop's item is not known either
+			_, _ = p.notify(t, h, env, name, nil) // a name that hangs on the loop's item is not known either
 			p.mayDo(t, h, *stop, name)
 		}
 		e := p.taskEvent(report.TaskEnd, t, h, name, "")
@@ -140,7 +140,7 @@ func (p *playRun) notifyAfter(t *task, h *hostRun, env vars.Env, out *outcome, n
 		return
 	}
 	var err error
-	if out.notified, err = p.notify(t, h, env, by); err != nil && by == "" {
+	if out.notified, err = p.notify(t, h, env, by, out.paid()); err != nil && by == "" {
 		out.result.Status, out.result.Msg = report.Failed, fmt.Sprintf("cannot notify: %v", err)
 		out.values = common(out.result, out.values)
 	}

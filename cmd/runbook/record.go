@@ -41,6 +41,9 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		return nil, unknownDebts(err)
 	}
 	if past != nil {
+		if err := journal.Paid(f.stateDir, past.run.ID, past.records); err != nil {
+			return nil, unknownDebts(err)
+		}
 		if err := past.fit(books); err != nil {
 			return nil, err
 		}
@@ -151,6 +154,10 @@ func (r *record) closingPage(s engine.Summary, status string) string {
 		failures.add("", "It ended itself: "+s.Halted)
 	}
 	for _, f := range s.Failures {
+		if f.HeldBack != "" {
+			failures.add(f.Host, fmt.Sprintf("held back in %q: %s", f.HeldBack, f.Msg))
+			continue
+		}
 		what := "at"
 		if f.Unreachable {
 			what = "was lost at"

@@ -165,6 +165,10 @@ func (r *resumed) fit(books []journal.Book) error {
 			if end.Task = today[end.Task]; end.Task == "" {
 				continue
 			}
+			end.Paid = nil
+			for _, handler := range rec.End.Paid {
+				end.Paid = append(end.Paid, today[handler])
+			}
 			rec.End = &end
 		}
 		kept = append(kept, rec)

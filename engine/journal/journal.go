@@ -126,6 +126,7 @@ type End struct {
 	Values   json.RawMessage `json:"values,omitempty"`
 	Withheld bool            `json:"withheld,omitempty"` // the values held secrets and are not here
 	Notified []string        `json:"notified,omitempty"` // task ids of handlers
+	Paid     []string        `json:"-"`                  // those of them that another run has run since: see the function
 	Effect   bool            `json:"effect,omitempty"`   // a Begin was written
 }
 

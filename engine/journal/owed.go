@@ -66,23 +66,58 @@ func (s state) owed(all []Info) ([]Debt, error) {
 	if len(debts) == 0 {
 		return nil, errors.Join(errs...)
 	}
-	type debt struct{ run, host, handler string }
-	paid := map[debt]int{}
+	paid, err := s.paid(all)
+	errs = append(errs, err)
+	debts = slices.DeleteFunc(debts, func(d Debt) bool { return d.N <= paid[debtor{d.Run, d.Host, d.Handler}] })
+	slices.SortStableFunc(debts, func(a, b Debt) int { return cmp.Compare(a.Run, b.Run) })
+	return debts, errors.Join(errs...)
+}
+
+// debtor is who owes a handler to whom.
+type debtor struct{ run, host, handler string }
+
+// paid tells up to which of its records a run's debt was settled by others.
+func (s state) paid(all []Info) (map[debtor]int, error) {
+	paid := map[debtor]int{}
+	var errs []error
 	for _, info := range all {
 		if info.Imported {
 			continue
 		}
 		err := settled(info.Path, func(p Settled) {
-			k := debt{p.Run, p.Host, p.Handler}
+			k := debtor{p.Run, p.Host, p.Handler}
 			paid[k] = max(paid[k], p.N)
 		})
 		if info.Close != nil || info.Status == Running { // of the others it has been told
 			errs = append(errs, err)
 		}
 	}
-	debts = slices.DeleteFunc(debts, func(d Debt) bool { return d.N <= paid[debt{d.Run, d.Host, d.Handler}] })
-	slices.SortStableFunc(debts, func(a, b Debt) int { return cmp.Compare(a.Run, b.Run) })
-	return debts, errors.Join(errs...)
+	return paid, errors.Join(errs...)
+}
+
+// Paid notes in the records of a run which of the handlers that it notified other runs have run for it since. An error names what of these
+// cannot be read.
+func Paid(stateDir, id string, recs []Record) error {
+	s, err := at(stateDir)
+	if err != nil {
+		return err
+	}
+	all, err := s.list()
+	if err != nil {
+		return err
+	}
+	paid, err := s.paid(all)
+	for _, r := range recs {
+		if r.End == nil {
+			continue
+		}
+		for _, handler := range r.End.Notified {
+			if r.N <= paid[debtor{id, r.End.Host, handler}] {
+				r.End.Paid = append(r.End.Paid, handler)
+			}
+		}
+	}
+	return err
 }
 
 // pays tells whether a handler that ended so has had its turn.

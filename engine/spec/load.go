@@ -6,7 +6,9 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -163,6 +165,7 @@ func (l *loader) play(v *Value, from trail) *Play {
 		"name":        func(e Entry) { p.Name = l.text(e) },
 		"hosts":       func(e Entry) { p.Hosts = l.hosts(e) },
 		"strategy":    func(e Entry) { p.Strategy = l.oneOf(e, "linear", "free") },
+		"serial":      func(e Entry) { p.Serial = l.serial(e) },
 		"vars":        func(e Entry) { p.Vars = l.vars(e) },
 		"become":      func(e Entry) { p.Become = l.boolean(e) },
 		"become_user": func(e Entry) { p.BecomeUser = l.stringValue(e) },
@@ -192,6 +195,30 @@ func (l *loader) hosts(e Entry) *Value {
 		l.stringValue(Entry{e.Key, e.Pos, item})
 	}
 	return e.Value
+}
+
+var percentage = regexp.MustCompile(`^([1-9][0-9]?|100)%$`)
+
+// serial reads the size of a play's batches, or a list of them.
+func (l *loader) serial(e Entry) (batches []Batch) {
+	items := []*Value{e.Value}
+	if e.Value.Kind == List {
+		items = e.Value.List
+	}
+	if len(items) == 0 {
+		l.errorf(e.Value.Pos, "leave it out for all hosts at once", "cannot use an empty list as %q", e.Key)
+	}
+	for _, item := range items {
+		if item.Kind == Int && item.Int >= 1 {
+			batches = append(batches, Batch{Hosts: int(item.Int)})
+		} else if share := percentage.FindStringSubmatch(item.Str); item.Kind == String && share != nil {
+			percent, _ := strconv.Atoi(share[1])
+			batches = append(batches, Batch{Percent: percent})
+		} else {
+			l.errorf(item.Pos, `write a number of hosts, at least 1, a share such as "25%", or a list of these`, "cannot use this as %q", e.Key)
+		}
+	}
+	return batches
 }
 
 // checkNotify finds handlers of the same name, and notifications that reach none.

@@ -79,6 +79,7 @@ type Play struct {
 	Name        string
 	Hosts       *Value // pattern; may hold expressions over params
 	Strategy    string // linear (default) or free
+	Serial      []Batch
 	Vars        []Entry
 	Become      *Value
 	BecomeUser  *Value
@@ -88,6 +89,9 @@ type Play struct {
 	Handlers    []*Task
 	OnFailure   *Value // a bool: the play runs only when the run has failed, and only reads
 }
+
+// Batch is how many hosts of a play take part at once: a number, or a share of the play's hosts in percent. The other one is 0.
+type Batch struct{ Hosts, Percent int }
 
 // Task is a module call, a block, or a `meta` action. Pointers to absent keys are nil.
 type Task struct {
