@@ -27,38 +27,39 @@ import (
 	"runbook/engine/report"
 )
 
-// TestChaos kills the controller with kill -9 at a random moment of the whole set-up of a fresh pair, again and again. One resume must end
-// well, without a question; then the pair is as one that nobody killed, verify says so, a check finds nothing to do, and nothing was done
-// twice that may be done once only. RUNBOOK_CHAOS is how often, RUNBOOK_CHAOS_SEED which moments.
+// TestChaos kills the controller with kill -9 during the whole set-up of a fresh pair, again and again: at random moments, and where its record
+// is written, in the middle of a write and when it has been synced. One resume must end well, without a question; then the pair is as one that
+// nobody killed, verify says so, a check finds nothing to do, and nothing was done twice that may be done once only. RUNBOOK_CHAOS is how often
+// at random, RUNBOOK_CHAOS_SEED which moments; RUNBOOK_POINTS at how many of the writes, or all.
 func TestChaos(t *testing.T) {
 	t.Parallel()
 	needLab(t)
 	rounds, seed := number(t, "RUNBOOK_CHAOS", 10), number(t, "RUNBOOK_CHAOS_SEED", 6)
 	random := rand.New(rand.NewPCG(uint64(seed), 0))
-	shares := make([]float64, rounds)
-	for i := range shares {
-		// Uniform, and of any number of rounds each has its share of the time.
-		shares[i] = (float64(i) + random.Float64()) / float64(rounds)
-	}
-	random.Shuffle(rounds, func(i, j int) { shares[i], shares[j] = shares[j], shares[i] })
 
 	var whole timeline
 	var want []state
+	var writes int
 	t.Run("nobody kills", func(t *testing.T) {
 		var mu sync.Mutex
 		for _, name := range []string{"one", "two"} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				c := newChaos(t)
+				log := c.crashes(0)
 				line := c.run(t, nil, nil)
 				if line.code != 0 {
 					t.Fatalf("a run that nobody killed ends with exit code %d:\n%s", line.code, &c.said)
+				}
+				moments, err := os.ReadFile(log)
+				if err != nil {
+					t.Fatal(err)
 				}
 				state := c.settled(t)
 				c.once(t)
 				mu.Lock()
 				defer mu.Unlock()
-				whole, want = line, append(want, state)
+				whole, want, writes = line, append(want, state), bytes.Count(moments, []byte("\n"))
 			})
 		}
 	})
@@ -67,53 +68,114 @@ func TestChaos(t *testing.T) {
 	}
 	volatile := want[0].differences(want[1]) // what differs between two pairs that nobody killed tells nothing
 	t.Logf("two pairs that nobody killed differ in %d things, which are not compared: %s", len(volatile), strings.Join(slices.Sorted(maps.Keys(volatile)), ", "))
-	t.Logf("seed %d; a whole run takes %.1f s and says %d things", seed, whole.took().Seconds(), len(whole.events))
+	t.Logf("seed %d; a whole run takes %.1f s and says %d things; its record can be cut off in %d ways", seed, whole.took().Seconds(), len(whole.events), writes)
+	if writes < 100 {
+		t.Fatal("the record of a whole run has more writes than that")
+	}
 
-	var mu sync.Mutex
-	green, done, reached := 0, 0, map[string]int{}
+	kills := kills{whole: whole, want: want[0], volatile: volatile}
 	t.Run("killed", func(t *testing.T) {
-		for i, share := range shares {
+		for i, share := range shares(random, rounds) {
 			t.Run(fmt.Sprintf("%d at %.1f %%", i+1, 100*share), func(t *testing.T) {
-				t.Parallel()
-				c := newChaos(t)
-				defer func() {
-					mu.Lock()
-					defer mu.Unlock()
-					done++
-					if !t.Failed() {
-						green++
-					}
-					reached[c.where()]++
-				}()
-				line := c.run(t, whole.at(share), nil)
-				if line.code >= 0 {
-					t.Logf("it was through before it could be killed, with exit code %d", line.code)
-				}
-				first := c.records(t)
-				made := c.made(t)
-				took, restored := c.resume(t)
-				if restored < made {
-					t.Errorf("killed %s: %d changes were on record as made, and resume took %d tasks from it", c.where(), made, restored)
-				}
-				if t.Failed() {
-					t.Logf("the record:\n%s", c.told(t))
-				}
-				t.Logf("killed %s, with %d records; resumed in %.1f s, with %d tasks from the record", c.where(), strings.Count(first, "\n"), took.Seconds(), restored)
-				for what, diff := range c.settled(t).differences(want[0]) {
-					if _, expected := volatile[what]; !expected {
-						t.Errorf("the pair is not as one that nobody killed:\n%s", diff)
-					}
-				}
-				c.once(t)
+				kills.one(t, func(c *chaos) timeline { return c.run(t, whole.at(share), nil) })
 			})
 		}
 	})
+	kills.tell(t, "killed at a random moment")
+
+	points := make([]int, writes)
+	for i := range points {
+		points[i] = i + 1
+	}
+	if os.Getenv("RUNBOOK_POINTS") != "all" {
+		points = nil
+		for _, share := range shares(random, number(t, "RUNBOOK_POINTS", 4)) {
+			points = append(points, 1+int(share*float64(writes)))
+		}
+	}
+	t.Run("writes", func(t *testing.T) {
+		for _, n := range points {
+			t.Run(fmt.Sprintf("%d of %d", n, writes), func(t *testing.T) {
+				kills.one(t, func(c *chaos) timeline {
+					c.crashes(n)
+					return c.run(t, nil, nil)
+				})
+			})
+		}
+	})
+	kills.tell(t, "killed where the record is written")
+}
+
+// shares are numbers between 0 and 1 in any order: uniform, and of any number of rounds each has its share.
+func shares(random *rand.Rand, rounds int) []float64 {
+	all := make([]float64, rounds)
+	for i := range all {
+		all[i] = (float64(i) + random.Float64()) / float64(rounds)
+	}
+	random.Shuffle(rounds, func(i, j int) { all[i], all[j] = all[j], all[i] })
+	return all
+}
+
+// kills are runs that are killed and resumed.
+type kills struct {
+	whole    timeline
+	want     state             // of a pair that nobody killed
+	volatile map[string]string // what of it is not compared
+
+	mu          sync.Mutex
+	green, done int
+	reached     map[string]int
+}
+
+// one kills one run of a fresh pair, resumes it and looks at what has become of the pair.
+func (k *kills) one(t *testing.T, kill func(*chaos) timeline) {
+	t.Parallel()
+	c := newChaos(t)
+	defer func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.done++
+		if !t.Failed() {
+			k.green++
+		}
+		if k.reached == nil {
+			k.reached = map[string]int{}
+		}
+		k.reached[c.where()]++
+	}()
+	line := kill(c)
+	c.binary, c.env = program, nil
+	if line.code >= 0 {
+		t.Logf("it was through before it could be killed, with exit code %d", line.code)
+	}
+	first := c.records(t)
+	made := c.made(t)
+	took, restored := c.resume(t)
+	if restored < made {
+		t.Errorf("killed %s: %d changes were on record as made, and resume took %d tasks from it", c.where(), made, restored)
+	}
+	if t.Failed() {
+		t.Logf("the record:\n%s", c.told(t))
+	}
+	t.Logf("killed %s, with %d records; resumed in %.1f s, with %d tasks from the record", c.where(), strings.Count(first, "\n"), took.Seconds(), restored)
+	for what, diff := range c.settled(t).differences(k.want) {
+		if _, expected := k.volatile[what]; !expected {
+			t.Errorf("the pair is not as one that nobody killed:\n%s", diff)
+		}
+	}
+	c.once(t)
+}
+
+// tell reports and forgets the kills so far.
+func (k *kills) tell(t *testing.T, how string) {
+	t.Helper()
 	var places []string
-	for place, n := range reached {
+	for place, n := range k.reached {
 		places = append(places, fmt.Sprintf("%3d  %s", n, place))
 	}
 	slices.SortFunc(places, func(a, b string) int { return strings.Compare(a[5:], b[5:]) })
-	t.Logf("%d of %d: killed at a random moment, resumed once, and all was well. Where they were killed:\n%s", green, done, strings.Join(places, "\n"))
+	t.Logf("%d of %d: %s, resumed once, and all was well. Where they were killed:\n%s", k.green, k.done, how, strings.Join(places, "\n"))
+	k.green, k.done, k.reached = 0, 0, nil
 }
 
 // fault is what happens to a host during a run.
@@ -385,10 +447,12 @@ func (l timeline) at(share float64) *moment {
 // chaos is a pair whose controller is killed.
 type chaos struct {
 	*pair
-	state string
-	mu    sync.Mutex
-	last  string // the last task that had begun
-	said  bytes.Buffer
+	state  string
+	binary string   // the program that is run
+	env    []string // for it
+	mu     sync.Mutex
+	last   string // the last task that had begun
+	said   bytes.Buffer
 }
 
 const statements = "/var/lib/mysql/statements.log"
@@ -406,7 +470,16 @@ func newChaos(t *testing.T) *chaos {
 	if err := p.Host("voms1").Seed(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	return &chaos{pair: p, state: filepath.Join(p.dir, "state")}
+	return &chaos{pair: p, state: filepath.Join(p.dir, "state"), binary: program}
+}
+
+// crashes lets the next run die at the n-th of the moments at which its record may have come to differ, 0 for none of them. It returns a file
+// that gets a line for each.
+func (c *chaos) crashes(n int) string {
+	log := filepath.Join(c.dir, "moments")
+	c.binary = crashing
+	c.env = []string{fmt.Sprintf("RUNBOOK_CRASH=%d", n), "RUNBOOK_CRASH_LOG=" + log, "RUNBOOK_CRASH_AT=in the middle of write,after sync"}
+	return log
 }
 
 // arguments of the whole set-up.
@@ -418,8 +491,8 @@ func (c *chaos) arguments() []string {
 func (c *chaos) run(t *testing.T, at *moment, fault func() error) (line timeline) {
 	t.Helper()
 	var stderr bytes.Buffer
-	cmd := c.Command(t.Context(), program, c.arguments()...)
-	cmd.Dir, cmd.Stderr = c.dir, &stderr
+	cmd := c.Command(t.Context(), c.binary, c.arguments()...)
+	cmd.Dir, cmd.Stderr, cmd.Env = c.dir, &stderr, append(os.Environ(), c.env...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -14,13 +16,16 @@ import (
 
 // A program built with the tag crash is for tests. It dies, as by kill -9, at one moment of the many at which a record may be cut off: just
 // before, just after, and for what is written in the middle of, each call that changes the disk. RUNBOOK_CRASH is the number of that moment,
-// from 1; RUNBOOK_CRASH_LOG a file that gets a line for each moment.
+// from 1; RUNBOOK_CRASH_LOG a file that gets a line for each moment. If RUNBOOK_CRASH_AT is set, only moments that it names, by commas, count.
 func init() {
 	at, err := strconv.Atoi(os.Getenv("RUNBOOK_CRASH"))
 	if err != nil {
 		return
 	}
 	d := &crashingDisk{at: int64(at)}
+	if kinds := os.Getenv("RUNBOOK_CRASH_AT"); kinds != "" {
+		d.kinds = strings.Split(kinds, ",")
+	}
 	if path := os.Getenv("RUNBOOK_CRASH_LOG"); path != "" {
 		if d.log, err = os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
 			panic(err)
@@ -31,13 +36,17 @@ func init() {
 
 type crashingDisk struct {
 	osDisk
-	at  int64
-	now atomic.Int64
-	log io.Writer
+	at    int64
+	kinds []string // nil: all
+	now   atomic.Int64
+	log   io.Writer
 }
 
 // moment is one of those at which the program may die.
 func (d *crashingDisk) moment(what string) {
+	if d.kinds != nil && !slices.Contains(d.kinds, what) {
+		return
+	}
 	n := d.now.Add(1)
 	if d.log != nil {
 		fmt.Fprintln(d.log, what)
