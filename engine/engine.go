@@ -67,7 +67,8 @@ type Job struct {
 	Journal *journal.Writer
 	// Past is what is on record of the run that this one resumes.
 	Past []journal.Record
-	// Rerun and MarkDone name tasks that were under way when the run ended and about which Check cannot tell: to be done again, or done.
+	// Rerun and MarkDone name tasks that were under way when the run ended and about which Check cannot tell: to be done again, or done. They are
+	// names, for all hosts, or what journal.Answer makes of a host and a name.
 	Rerun, MarkDone []string
 	// AcceptChanges does tasks anew whose arguments are others than on record.
 	AcceptChanges bool

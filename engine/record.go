@@ -453,8 +453,10 @@ func holdsSecret(v any) bool {
 
 // halfway decides what becomes of a task that was under way when an earlier part of the run ended, by what Check finds now. done says
 // that there is no more to do.
-func (p *playRun) halfway(d *doing, t *task, name string, plan module.Plan) (out outcome, done bool) {
-	about := func(list []string) bool { return slices.Contains(list, name) || slices.Contains(list, d.Task) }
+func (p *playRun) halfway(d *doing, t *task, name string, target *hostRun, plan module.Plan) (out outcome, done bool) {
+	name = p.job.Masker.Mask(name)
+	here := journal.Answer(d.Host, name)
+	about := func(list []string) bool { return slices.Contains(list, name) || slices.Contains(list, here) }
 	switch {
 	case len(plan.Changes) == 0 && plan.Unknown == "", about(p.job.MarkDone):
 		out.result.Status, out.values = report.Changed, plan.Values
@@ -468,7 +470,7 @@ func (p *playRun) halfway(d *doing, t *task, name string, plan module.Plan) (out
 	if d.restore != nil {
 		why = "it was done, but what it returned held a secret and is not on record"
 	}
-	out = fail("%s: look on %s, then resume with --rerun %s or --mark-done %s", why, d.Host, transport.Quote(name), transport.Quote(name))
+	out = fail("%s: look on %s, then resume with --rerun %s or --mark-done %s", why, target.host.Name, transport.Quote(here), transport.Quote(here))
 	p.ask()
 	out.open = true
 	return out, true

@@ -354,7 +354,7 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 		return *past // the host started anew, and nothing of it is lost
 	}
 	if d.halfway != nil && !d.collect {
-		out, done := p.halfway(d, t, e.Task, plan)
+		out, done := p.halfway(d, t, e.Task, target, plan)
 		if done {
 			return out
 		}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -39,7 +38,8 @@ func newResume() *cobra.Command {
 
 What is on record as done is not done again: its results are those on record, and handlers that were notified are still owed. What was under
 way is looked at: where it cannot be told whether it was done, as with a bare command, the resumed run stops and asks you to look, and
-to say --rerun TASK or --mark-done TASK. On a host that has started anew meanwhile, what lives in its memory is checked again.
+to say --rerun HOST/TASK or --mark-done HOST/TASK; TASK alone is that task on all hosts. On a host that has started anew meanwhile, what lives in
+its memory is checked again.
 
 A runbook that was edited meanwhile is compared task by task. --accept-changes goes on with the edited one: tasks that are new or differ are
 done, the others are taken from the record.`,
@@ -66,8 +66,8 @@ done, the others are taken from the record.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringArrayVar(&past.rerun, "rerun", nil, "do this `TASK`, which was under way, once more; repeatable")
-	flags.StringArrayVar(&past.markDone, "mark-done", nil, "take this `TASK`, which was under way, for done; repeatable")
+	flags.StringArrayVar(&past.rerun, "rerun", nil, "do this task, which was under way, once more: `HOST/TASK`, or TASK for all hosts; repeatable")
+	flags.StringArrayVar(&past.markDone, "mark-done", nil, "take this task, which was under way, for done: `HOST/TASK`, or TASK for all hosts; repeatable")
 	flags.BoolVar(&past.acceptChanges, "accept-changes", false, "go on although runbooks or arguments are not what they were")
 	flags.CountVarP(&verbose, "verbose", "v", "show tasks that were ok or skipped too, and those on record; twice: diagnostics of connections")
 	flags.BoolVar(&diff, "diff", false, "show differences of texts")
@@ -271,10 +271,26 @@ func (r *resumed) unanswered() error {
 			delete(underWay, rec.End.Key)
 		}
 	}
-	names := slices.Collect(maps.Values(underWay))
+	tasks, places := map[string]bool{}, []string{}
+	for key, name := range underWay {
+		tasks[name] = true
+		places = append(places, journal.Answer(key.Host, name))
+	}
+	slices.Sort(places)
+	places = slices.Compact(places)
 	for _, name := range append(slices.Clone(r.rerun), r.markDone...) {
-		if !slices.Contains(names, name) {
-			return fmt.Errorf("cannot decide about %q: no task of that name was under way when the run ended", name)
+		if tasks[name] || slices.Contains(places, name) {
+			continue
+		}
+		hint := ""
+		if len(places) > 0 {
+			hint = "\n    hint: these were: " + strings.Join(places, ", ")
+		}
+		return fmt.Errorf("cannot decide about %q: no task of that name was under way when the run ended%s", name, hint)
+	}
+	for _, name := range r.rerun {
+		if slices.Contains(r.markDone, name) {
+			return fmt.Errorf("cannot decide about %q: --rerun and --mark-done both name it", name)
 		}
 	}
 	return nil

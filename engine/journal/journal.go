@@ -107,6 +107,9 @@ type Key struct {
 	Nth  int    `json:"nth"`
 }
 
+// Answer is how --rerun and --mark-done name a task on one host; its name alone is that task on all hosts.
+func Answer(host, task string) string { return host + "/" + task }
+
 // Begin is written before a task may change its host.
 type Begin struct {
 	Key
