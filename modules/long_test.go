@@ -61,7 +61,9 @@ func cutOff(t *testing.T, host *module.Host, m module.Module, plan module.Plan, 
 	t.Cleanup(func() {
 		h := *host
 		h.JobID = first.JobID
-		_ = transport.EndJob(context.Background(), h.Conn, h.User, h.JobID)
+		interrupted, interrupt := context.WithCancel(context.Background())
+		interrupt()
+		_, _ = transport.AwaitJob(interrupted, h.Conn, h.User, h.JobID, nil)
 		_ = h.ForgetLong(context.Background())
 	})
 	if state, err := second.LongState(t.Context()); state != transport.JobRunning || err != nil {

@@ -1,6 +1,9 @@
 package transport
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // WithInterpreter makes a host use another sh.
 func WithInterpreter(cfg Config, path string) Config {
@@ -13,4 +16,9 @@ func SetStartLimit(d time.Duration) func() {
 	old := startLimit
 	startLimit = d
 	return func() { startLimit = old }
+}
+
+// EndJob ends a job as an interrupt does.
+func EndJob(ctx context.Context, r Runner, user, id string) error {
+	return endJob(ctx, r, user, id, "cancel")
 }

@@ -18,9 +18,10 @@ import (
 // whoever asks for the same ID later gets its outcome instead of starting it again.
 type Job struct {
 	ID string // letters, digits, dots, dashes and underscores; unique on the host
-	// Cmd is the command. Its User owns the job: nobody else but root can see it. Its input is read whole before it is sent. With
-	// Stdout, its output streams there from the beginning, also when the job was found. Timeout counts from the job's start. Bulk
-	// and Sent mean nothing.
+	// Cmd is the command. Its User owns the job: nobody else but root can see it. Its input is read whole before it is sent. Of each
+	// output stream the host keeps DefaultLimit bytes, or Limit if that is more, and counts the rest. With Stdout, its output
+	// streams there from the beginning, also when the job was found; who starts it so has all of it kept. Timeout counts from the
+	// job's start. Bulk and Sent mean nothing.
 	Cmd Cmd
 }
 
@@ -188,11 +189,7 @@ func RemoveJob(ctx context.Context, r Runner, user, id string) error {
 	return err
 }
 
-// EndJob ends a job's processes, as a timeout does. One that does not run is no error.
-func EndJob(ctx context.Context, r Runner, user, id string) error {
-	return endJob(ctx, r, user, id, "cancel")
-}
-
+// endJob ends a job's processes, and has its state say why. One that does not run is no error.
 func endJob(ctx context.Context, r Runner, user, id, reason string) error {
 	if err := checkJobID(id); err != nil {
 		return err
@@ -233,7 +230,11 @@ func (j *Job) start() (*jobStart, error) {
 	} else {
 		body += "exec " + quoteAll(j.Cmd.Args) + " 8<&-"
 	}
-	s.script = fmt.Sprintf("mask=$(umask) start=1 text=%s\nsupervisor=%s\n", Quote(j.Cmd.Script), Quote(fmt.Sprintf(jobSupervisor, body)))
+	limit := max(j.Cmd.Limit, DefaultLimit)
+	if j.Cmd.Stdout != nil {
+		limit = 1 << 60
+	}
+	s.script = fmt.Sprintf("mask=$(umask) start=1 limit=%d text=%s\nsupervisor=%s\n", limit, Quote(j.Cmd.Script), Quote(fmt.Sprintf(jobSupervisor, body)))
 	return s, nil
 }
 
@@ -247,8 +248,10 @@ type jobWatch struct {
 
 	out, err   int64 // how much of each stream has been read
 	kept, errs output
+	over       int64  // what the host has not kept
 	line       []byte // the last line, as far as it has come
 	shown      string
+	ends       [2]string // the last line of what the host has not kept, of each stream
 }
 
 // jobFound is what a look at a job found.
@@ -285,7 +288,11 @@ func (w *jobWatch) look(ctx context.Context, start *jobStart) (jobFound, error) 
 	if w.job.Cmd.Stdout == nil {
 		out = skipped(out, &w.kept)
 	}
-	c.Script = fmt.Sprintf("id=%s out=%d err=%d max=%d pauses=%s\n", w.job.ID, out, skipped(w.err, &w.errs), most, Quote(pauses)) + text + jobLook
+	errs, tail := skipped(w.err, &w.errs), ""
+	if w.progress != nil {
+		tail = "1"
+	}
+	c.Script = fmt.Sprintf("id=%s out=%d err=%d max=%d tail=%s pauses=%s\n", w.job.ID, out, errs, most, tail, Quote(pauses)) + text + jobLook
 	answer, err := w.runner.Run(ctx, c)
 	if exit := (*ExitError)(nil); errors.As(err, &exit) {
 		verb := "start"
@@ -299,9 +306,9 @@ func (w *jobWatch) look(ctx context.Context, start *jobStart) (jobFound, error) 
 	}
 	line, rest, _ := bytes.Cut(answer.Stdout, []byte("\n"))
 	var status, rc, why, how string
-	var outSize, errSize int64
+	var outSize, errSize, outOver, errOver int64
 	var f jobFound
-	if n, _ := fmt.Sscanf(string(line), "job %s %s %s %d %d %d %s", &status, &rc, &why, &f.age, &outSize, &errSize, &how); n < 6 {
+	if n, _ := fmt.Sscanf(string(line), "job %s %s %s %d %d %d %d %d %s", &status, &rc, &why, &f.age, &outSize, &errSize, &outOver, &errOver, &how); n < 8 {
 		return jobFound{}, fmt.Errorf("cannot understand what the host says of the job %s: %.100q", w.job.ID, line)
 	}
 	w.begun = w.begun || status != string(JobNone)
@@ -330,9 +337,19 @@ func (w *jobWatch) look(ctx context.Context, start *jobStart) (jobFound, error) 
 	if w.skip {
 		return f, nil
 	}
-	if err := w.take(rest, answer.Stderr, outSize, errSize); err != nil {
+	w.over = outOver + errOver
+	part := func(data []byte, from, size int64) (ours, end []byte) {
+		n := min(max(size-from, 0), int64(most), int64(len(data)))
+		return data[:n], data[n:]
+	}
+	outPart, outEnd := part(rest, out, outSize)
+	errPart, errEnd := part(answer.Stderr, errs, errSize)
+	if err := w.take(outPart, errPart, outSize, errSize); err != nil {
 		return f, err
 	}
+	w.readEnd(0, outEnd)
+	w.readEnd(1, errEnd)
+	w.show()
 	f.more = w.out < outSize || w.err < errSize
 	return f, nil
 }
@@ -342,7 +359,6 @@ func (w *jobWatch) take(out, errs []byte, outSize, errSize int64) error {
 	w.errs.add(errs, &w.err, errSize)
 	w.read(errs)
 	w.read(out)
-	w.show()
 	if w.job.Cmd.Stdout == nil {
 		w.kept.add(out, &w.out, outSize)
 		return nil
@@ -386,6 +402,23 @@ func (w *jobWatch) read(data []byte) {
 	}
 }
 
+// readEnd shows the last whole line of what the host has not kept of a stream, if it is another than before.
+func (w *jobWatch) readEnd(stream int, data []byte) {
+	if len(data) == 0 {
+		return
+	}
+	w.line = w.line[:0] // it went on in what is not kept
+	was := w.shown
+	w.shown = ""
+	w.read(data)
+	w.line = w.line[:0]
+	if w.shown == "" || w.shown == w.ends[stream] {
+		w.shown = was
+		return
+	}
+	w.ends[stream] = w.shown
+}
+
 func (w *jobWatch) show() {
 	if w.progress != nil && w.shown != "" {
 		w.progress(w.shown)
@@ -395,7 +428,7 @@ func (w *jobWatch) show() {
 
 // output is what has been kept.
 func (w *jobWatch) output(code int) Output {
-	return Output{Stdout: w.kept.kept, Stderr: w.errs.kept, Code: code, Dropped: w.kept.dropped + w.errs.dropped}
+	return Output{Stdout: w.kept.kept, Stderr: w.errs.kept, Code: code, Dropped: w.kept.dropped + w.errs.dropped + w.over}
 }
 
 // end ends the job and takes the rest of its output along.

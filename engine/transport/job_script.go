@@ -5,7 +5,8 @@ package transport
 // user is believed. A job's directory holds
 //
 //	pid      the supervisor's number, when it was started (the kernel's ticks), the host's boot id, seconds since 1970
-//	out err  what the command wrote
+//	out err  what the command wrote, up to a limit. Of what came after it NAME.over is the number of bytes, and NAME.more, behind
+//	         NAME.last, the end: a few megabytes at most, for those who want to see how far it is
 //	rc       its exit status; it is there only when it is whole
 //	cut      why it was ended from outside, if it was: timeout, cancel or signal
 const jobLib = `
@@ -73,8 +74,9 @@ state() {
 }
 `
 
-// jobLook says how a job is: a line of its state, then what of its output is past the offsets out and err, max bytes at most of
-// each. With a command (start) it starts the job first, unless it is there.
+// jobLook says how a job is: a line of its state, then, on both streams, what of its output is past the offsets out and err, max bytes
+// at most of each; where nothing of that is left and the limit was passed, the end of what came after it follows, if tail is set.
+// With a command (start) it starts the job first, unless it is there.
 //
 // A job comes into being by the rename of a directory that holds everything, its supervisor's identity included: of any number
 // that try at once one succeeds, and the others find it. Only then is the command run. So whoever finds the directory knows that
@@ -95,7 +97,7 @@ begin() {
 	trap 'exit 143' HUP INT TERM
 	cat >"$new/in" && printf '%s' "$text" >"$new/script" && printf '%s' "$supervisor" >"$new/run" ||
 		fail "cannot write to $root: is the disk full?"
-	setsid sh "$new/run" "$id" "$new" "$root/$id" "$mask" </dev/null >/dev/null 2>"$new/said" &
+	setsid sh "$new/run" "$id" "$new" "$root/$id" "$mask" "$limit" </dev/null >/dev/null 2>"$new/said" &
 	supervisor=$!
 	until find_job; do
 		if ! kill -0 $supervisor 2>/dev/null; then
@@ -113,7 +115,7 @@ begin() {
 }
 found=found
 if ! find_job; then
-	if [ -z "$start" ]; then echo job none - - 0 0 0; exit 0; fi
+	if [ -z "$start" ]; then echo job none - - 0 0 0 0 0; exit 0; fi
 	found=started
 	begin
 fi
@@ -123,29 +125,71 @@ for pause in $pauses; do
 	sleep $pause || break
 	state
 done
+over() { # FILE: sets over to how much came after the limit
+	over=0
+	if [ -e "$job/$1.over" ]; then read -r over <"$job/$1.over"; fi
+	over=$((${over:-0} + $(stat -c %s "$job/$1.more" || echo 0)))
+} 2>/dev/null
+over out
+more=$over
+over err
 set -- $(stat -c %s "$job/out" "$job/err" 2>/dev/null) 0 0
-printf 'job %s %s %s %s %s %s %s\n' $status "$rc" "$why" $(($(date +%s) - since)) $1 $2 $found
-part() { # FILE FROM SIZE
+printf 'job %s %s %s %s %s %s %s %s %s\n' $status "$rc" "$why" $(($(date +%s) - since)) $1 $2 $more $over $found
+part() { # FILE FROM SIZE OVER
 	n=$(($3 - $2))
-	[ $n -le $max ] || n=$max
+	if [ $n -gt $max ]; then
+		n=$max
+	elif [ "$tail" ] && [ $4 -gt 0 ]; then
+		[ $n -le 0 ] || tail -c +$(($2 + 1)) "$job/$1" | head -c $n
+		cat "$job/$1.last" "$job/$1.more" 2>/dev/null | tail -c 4096
+		return
+	fi
 	[ $n -le 0 ] || tail -c +$(($2 + 1)) "$job/$1" | head -c $n
 }
-part out $out $1
-part err $err $2 >&2
+part out $out $1 $more
+part err $err $2 $over >&2
 exit 0
 `
 
-// jobSupervisor is the process that owns a job: ID NEW JOB MASK. %s is the command as the inside of a subshell, with its input on
-// descriptor 7 and its script on 8. Both are without a name by then, so that no secret stays behind whatever happens. Where root has
+// jobSupervisor is the process that owns a job: ID NEW JOB MASK LIMIT. %s is the command as the inside of a subshell, with its input
+// on descriptor 7 and its script on 8. Both are without a name by then, so that no secret stays behind whatever happens. Where root has
 // a systemd, the job leaves the session that it was started from: nothing that ends a session, or restarts sshd, reaches it.
-const jobSupervisor = `id=$1 new=$2 job=$3 mask=$4 cut=
+//
+// The command writes into pipes, which have no names either. A process for each keeps the first LIMIT bytes, and counts and drops what
+// comes after; it writes what it reads at once, and ends with the pipe's last writer. A signal meant for the command does not end it.
+// Where the job's own disk is full it ends, and the command finds its output closed. What the command leaves behind, a daemon,
+// may keep the pipe open: after the command's end, two idle seconds, or ten, are the end of the job's output. The process then goes on
+// for as long as the daemon does, for which its output must not be closed.
+const jobSupervisor = `id=$1 new=$2 job=$3 mask=$4 limit=$5 cut= keepers=
 trap 'cut=signal' HUP INT TERM
 read -r line </proc/$$/stat
 read -r boot </proc/sys/kernel/random/boot_id
 set -- ${line##*) }
-printf '%%s %%s %%s %%s\n' $$ "${20}" "$boot" "$(date +%%s)" >"$new/pid" && : >"$new/out" && : >"$new/err" || exit
-exec 7<"$new/in" 8<"$new/script"
-rm -f "$new/in" "$new/script" "$new/run"
+printf '%%s %%s %%s %%s\n' $$ "${20}" "$boot" "$(date +%%s)" >"$new/pid" && : >"$new/out" && : >"$new/err" &&
+	mkfifo "$new/out.pipe" "$new/err.pipe" || exit
+keep() {
+	trap '' HUP INT TERM
+	f=$job/$1 kept=0 over=0
+	while left=$((limit - kept)) && [ $left -gt 0 ]; do
+		size=65536
+		[ $left -ge $size ] || size=4096
+		[ $left -ge $size ] || size=$left
+		if ! dd bs=$size count=$((left / size)) >>"$f" || ! now=$(stat -c %%s "$f"); then
+			[ -d "$job" ] && [ ! -e "$job/rc" ] || exec cat >/dev/null
+			exit 1
+		fi
+		[ $now -gt $kept ] || exit 0
+		kept=$now
+	done
+	while dd bs=65536 count=64 of="$f.more" && size=$(stat -c %%s "$f.more") && [ $size -gt 0 ]; do
+		mv "$f.more" "$f.last"
+		over=$((over + size))
+		echo $over >"$f.over"
+	done
+	exec cat >/dev/null
+}
+exec 7<"$new/in" 8<"$new/script" 5<>"$new/out.pipe" 6>"$new/out.pipe" 9<"$new/out.pipe" 5<>"$new/err.pipe" 4>"$new/err.pipe" 3<"$new/err.pipe" 5<&-
+rm -f "$new/in" "$new/script" "$new/run" "$new/out.pipe" "$new/err.pipe"
 mv -T "$new" "$job" 2>/dev/null || { rm -rf "$new"; exit; }
 sync "$job/pid" "$job" "${job%%/*}" 2>/dev/null || sync
 if [ -d /run/systemd/system ] && [ "$(id -u)" = 0 ] && timeout 10 busctl call org.freedesktop.systemd1 /org/freedesktop/systemd1 \
@@ -156,8 +200,28 @@ if [ -d /run/systemd/system ] && [ "$(id -u)" = 0 ] && timeout 10 busctl call or
 		sleep $pause || sleep 1
 	done
 fi
-( umask "$mask"; %s ) <&7 7<&- >"$job/out" 2>"$job/err"
+( exec <&9 3<&- 4>&- 6>&- 7<&- 8<&- 9<&-; keep out ) >/dev/null 2>&1 &
+keepers=$!
+( exec <&3 3<&- 4>&- 6>&- 7<&- 8<&- 9<&-; keep err ) >/dev/null 2>&1 &
+keepers="$keepers $!"
+exec 3<&- 9<&-
+( umask "$mask"; %s ) <&7 7<&- >&6 2>&4 4>&- 6>&-
 rc=$?
+exec 4>&- 6>&-
+all_kept() {
+	for keeper in $keepers; do
+		line=
+		{ read -r line <"/proc/$keeper/stat"; } 2>/dev/null
+		case ${line##*) } in ''|Z*|X*) ;; *) return 1 ;; esac
+	done
+}
+sizes= idle=0 total=0
+until all_kept || [ $idle -ge 20 ] || [ $total -ge 100 ]; do
+	now=$(cd "$job" && stat -c %%s out err *.more *.over 2>/dev/null)
+	[ "$now" = "$sizes" ] || idle=0
+	sizes=$now idle=$((idle + 1)) total=$((total + 1))
+	sleep 0.1 || sleep 1
+done
 [ -z "$cut" ] || [ -e "$job/cut" ] || echo $cut >"$job/cut"
 echo $rc >"$job/rc.part" && { sync "$job/rc.part" 2>/dev/null || sync; mv "$job/rc.part" "$job/rc"; }
 `

@@ -41,7 +41,7 @@ func jobDir(t *testing.T, c transport.Conn, id string) string {
 
 func TestJobs(t *testing.T) {
 	t.Parallel()
-	for _, b := range backends() {
+	for _, b := range append(backends(), backend{"busybox", busyboxHost}) {
 		t.Run(b.name, func(t *testing.T) {
 			t.Parallel()
 			c := connect(t, b.config(t))
@@ -51,6 +51,9 @@ func TestJobs(t *testing.T) {
 			}{
 				{"outcome", testJob},
 				{"limit", testJobLimit},
+				{"flood", testJobFlood},
+				{"flood ends", testJobFloodEnds},
+				{"daemon", testJobDaemon},
 				{"progress", testJobProgress},
 				{"ends", testJobEnds},
 				{"restart", testJobRestart},
@@ -60,6 +63,19 @@ func TestJobs(t *testing.T) {
 			}
 		})
 	}
+}
+
+// busyboxHost is one that has busybox and nothing else.
+func busyboxHost(t *testing.T) transport.Config {
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Skip("there is no busybox here")
+	}
+	dir := tempDir(t)
+	if out, err := exec.Command(busybox, "--install", "-s", dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return startServer(t, sshtest.Options{Env: []string{"PATH=" + dir}}).Config()
 }
 
 // Any byte passes, what a job is given and where, and how it ended.
@@ -136,6 +152,150 @@ func testJobLimit(t *testing.T, c transport.Conn) {
 			t.Errorf("%+v: a writer got %d, dropped %d, %v", test, w.Len(), out.Dropped, err)
 		}
 	}
+}
+
+// inSession counts the processes of a job: its supervisor, and what that has started. dir is the job's directory.
+func inSession(t *testing.T, c transport.Conn, dir string) func() int {
+	t.Helper()
+	leader := strings.Fields(script(t, c, "cat "+dir+"/pid"))[0]
+	return func() (n int) {
+		stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+		for _, file := range stats {
+			stat, _ := os.ReadFile(file)
+			_, rest, _ := strings.Cut(string(stat), ") ")
+			if f := strings.Fields(rest); len(f) > 3 && f[3] == leader && f[0] != "Z" {
+				n++
+			}
+		}
+		return n
+	}
+}
+
+// Of a job that writes without end the host keeps what is within the limit. The rest is counted, and shows while it runs.
+func testJobFlood(t *testing.T, c transport.Conn) {
+	const kept, flood = transport.DefaultLimit, 100_000_000
+	gate := filepath.Join(tempDir(t), "gate")
+	text := func(redirect, last string) string {
+		return fmt.Sprintf("{ echo first; head -c %d /dev/zero; echo; echo 'P %s'; } %s\n", flood, last, redirect)
+	}
+	wait := "until [ -e " + gate + " ]; do sleep 0.05; done\n"
+	job := newJob(t, c, transport.Cmd{Script: text("", "out") + wait + "rm " + gate + "\n" + text(">&2", "err") + wait + "exit 3"})
+	seen := make(chan string, 1000)
+	var out transport.Output
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		out, err = transport.RunJob(ctx(t), c, job, func(line string) { seen <- line })
+		done <- err
+	}()
+	var processes func() int
+	for _, want := range []string{"first", "P out", "P err"} {
+		for got := ""; got != want; {
+			select {
+			case got = <-seen:
+			case err := <-done:
+				t.Fatalf("it ended before %q was seen: %v", want, err)
+			}
+		}
+		dir := jobDir(t, c, job.ID)
+		if processes == nil {
+			processes = inSession(t, c, dir)
+		}
+		var size int
+		if _, err := fmt.Sscan(script(t, c, "du -s -k "+dir), &size); err != nil || want != "first" && size < kept/1024 || size > 4*kept/1024 {
+			t.Errorf("at %q the host keeps %d KiB, %v", want, size, err)
+		}
+		if want != "first" {
+			if err := os.WriteFile(gate, nil, 0o666); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	err := <-done
+	var exit *transport.ExitError
+	all := int64(2 * (len("first\n") + flood + len("\nP out\n")))
+	if !errors.As(err, &exit) || out.Code != 3 || len(out.Stdout) != kept || len(out.Stderr) != kept || out.Dropped != all-2*kept {
+		t.Errorf("status %d, kept %d and %d, dropped %d of %d, %v", out.Code, len(out.Stdout), len(out.Stderr), out.Dropped, all, err)
+	}
+	want := append([]byte("first\n"), make([]byte, kept-6)...)
+	if !bytes.Equal(out.Stdout, want) || !bytes.Equal(out.Stderr, want) {
+		t.Error("what is kept is not the beginning")
+	}
+	waitFor(t, "its processes to end", func() bool { return processes() == 0 })
+
+	// Who asks for more has more kept, and for all, all.
+	var w bytes.Buffer
+	cmd := transport.Cmd{Script: fmt.Sprintf("head -c %d /dev/zero", kept+5_000_000), Limit: kept + 3_000_000}
+	if out, err := transport.RunJob(ctx(t), c, newJob(t, c, cmd), nil); err != nil || int64(len(out.Stdout)) != cmd.Limit || out.Dropped != 2_000_000 {
+		t.Errorf("kept %d, dropped %d, %v", len(out.Stdout), out.Dropped, err)
+	}
+	cmd.Stdout = &w
+	if out, err := transport.RunJob(ctx(t), c, newJob(t, c, cmd), nil); err != nil || w.Len() != kept+5_000_000 || out.Dropped != 0 {
+		t.Errorf("a writer got %d, dropped %d, %v", w.Len(), out.Dropped, err)
+	}
+}
+
+// What a job wrote in small pieces is kept to the byte, and one that is ended while it writes leaves no process behind and as much as it may.
+func testJobFloodEnds(t *testing.T, c transport.Conn) {
+	cmd := transport.Cmd{Script: "i=0; while [ $i -lt 3000 ]; do echo $i; i=$((i + 1)); done; trap 'echo ended; exit 5' TERM; echo begun; while :; do echo more; done"}
+	job := newJob(t, c, cmd)
+	running, stop := context.WithCancel(ctx(t))
+	defer stop()
+	var out transport.Output
+	done := make(chan error, 1)
+	begun := make(chan struct{}, 1000)
+	go func() {
+		var err error
+		out, err = transport.RunJob(running, c, job, func(string) { begun <- struct{}{} })
+		done <- err
+	}()
+	<-begun
+	processes := inSession(t, c, jobDir(t, c, job.ID))
+	if n := processes(); n < 4 {
+		t.Errorf("a job that runs has %d processes", n)
+	}
+	stop()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	waitFor(t, "its processes to end", func() bool { return processes() == 0 })
+	var want strings.Builder
+	for i := range 3000 {
+		fmt.Fprintln(&want, i)
+	}
+	want.WriteString("begun\nmore\n")
+	if !strings.HasPrefix(string(out.Stdout), want.String()) {
+		t.Errorf("output of %d bytes", len(out.Stdout))
+	}
+	if out.Dropped == 0 && !strings.HasSuffix(string(out.Stdout), "ended\n") {
+		t.Error("its last words are lost")
+	}
+}
+
+// What a job leaves behind does not keep it from ending, and may go on to write.
+func testJobDaemon(t *testing.T, c transport.Conn) {
+	dir := tempDir(t)
+	daemon := "until [ -e " + dir + "/gate ]; do sleep 0.05; done; echo late && echo late >&2 && touch " + dir + "/wrote"
+	job := newJob(t, c, transport.Cmd{Script: "(" + daemon + ") & echo done; exit 3"})
+	begin := time.Now()
+	out, err := transport.RunJob(ctx(t), c, job, nil)
+	var exit *transport.ExitError
+	if !errors.As(err, &exit) || out.Code != 3 || string(out.Stdout) != "done\n" {
+		t.Errorf("%v, %q", err, out.Stdout)
+	}
+	t.Logf("it ended after %s", time.Since(begin).Round(time.Second/10))
+	processes := inSession(t, c, jobDir(t, c, job.ID))
+	if err := transport.RemoveJob(ctx(t), c, "", job.ID); err != nil {
+		t.Error(err)
+	}
+	if processes() == 0 {
+		t.Error("the daemon is gone")
+	}
+	if err := os.WriteFile(dir+"/gate", nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the daemon to write", func() bool { _, err := os.Stat(dir + "/wrote"); return err == nil })
+	waitFor(t, "its processes to end", func() bool { return processes() == 0 })
 }
 
 // What a job writes shows while it runs.
@@ -479,12 +639,11 @@ func TestJobOpenssh(t *testing.T) {
 	}
 }
 
-// A directory of jobs that another user has put in place is not used.
+// A directory of jobs that another user has put in place is not used. It comes first: no other job of that user may be there.
 func TestJobForeignDirectory(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs a second user")
 	}
-	t.Parallel()
 	cfg := opensshConfig(t, "/bin/bash")
 	c := connect(t, cfg)
 	home := strings.TrimSpace(script(t, c, "cd; mkdir -p .local/state/runbook; pwd; id -u"))
