@@ -334,7 +334,7 @@ func plainNumbers(v any) any {
 }
 
 // begin puts on record that a change is about to be made. Nothing is touched if it cannot be.
-func (p *playRun) begin(ctx context.Context, d *doing, t *task, m module.Module, env vars.Env, name string, target *hostRun, host *module.Host) *outcome {
+func (p *playRun) begin(ctx context.Context, d *doing, t *task, m module.Module, env vars.Env, e report.Event, target *hostRun, host *module.Host) *outcome {
 	if p.job.Journal == nil {
 		return nil
 	}
@@ -344,7 +344,11 @@ func (p *playRun) begin(ctx context.Context, d *doing, t *task, m module.Module,
 	if module.IsLong(m) {
 		p.longStep(d, host)
 	}
-	begin := &journal.Begin{Key: d.Key, Name: p.job.Masker.Mask(name), Digest: d.digest, Job: host.JobID}
+	mask := p.job.Masker.Mask
+	begin := &journal.Begin{Key: d.Key, Name: mask(e.Task), Label: mask(e.Item), Digest: d.digest, Job: host.JobID}
+	if target.host.Name != d.Host {
+		begin.On = target.host.Name
+	}
 	for _, h := range p.handlersOf(t, env) {
 		begin.Notify = append(begin.Notify, p.taskID(h))
 	}
@@ -406,17 +410,18 @@ func (p *playRun) unrecorded(err error) *outcome {
 }
 
 // end puts the outcome of a doing on record.
-func (p *playRun) end(d *doing, t *task, out *outcome, name string) {
+func (p *playRun) end(d *doing, out *outcome, e report.Event) {
 	if p.job.Journal == nil || out.restored || out.open || d == nil {
 		return
 	}
 	if d.halfway != nil && !d.began && (out.result.Status == report.Failed || out.result.Status == report.Unreachable) {
 		return // nobody could look, so it is under way as before
 	}
-	end := &journal.End{Key: d.Key, Name: p.job.Masker.Mask(name), Digest: d.digest, Status: string(out.result.Status), Effect: d.began}
+	mask := p.job.Masker.Mask
+	end := &journal.End{Key: d.Key, Name: mask(e.Task), Label: mask(e.Item), On: out.on, Digest: d.digest, Status: string(out.result.Status), Effect: d.began}
 	end.Result, _ = json.Marshal(p.masked(out.result))
 	values, err := json.Marshal(out.values)
-	if end.Withheld = err != nil || holdsSecret(out.values) || p.job.Masker.Mask(string(values)) != string(values); !end.Withheld {
+	if end.Withheld = err != nil || holdsSecret(out.values) || mask(string(values)) != string(values); !end.Withheld {
 		end.Values = values
 	}
 	for _, h := range out.notified {

@@ -84,7 +84,7 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 			}
 			out.result.Rescued = t.rescued && !out.result.Ignored
 		}
-		p.end(out.doing, t, &out, name)
+		p.end(out.doing, &out, e)
 		p.settle(t, h, &out)
 		if out.result.Status == report.Unknown && !out.planned {
 			out.values = unknownResult(t, out.result.Because)
@@ -376,7 +376,7 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 		return p.predict(t, m, target, reached, plan, e.Task)
 	}
 	if !plan.Wait {
-		if stop := p.begin(ctx, d, t, m, env, e.Task, target, host); stop != nil {
+		if stop := p.begin(ctx, d, t, m, env, e, target, host); stop != nil {
 			return *stop
 		}
 	}

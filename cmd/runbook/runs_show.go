@@ -259,8 +259,8 @@ func wholeTask(key journal.Key) journal.Key {
 
 // endEvent is the event that told an end.
 func endEvent(end *journal.End, looped bool) report.Event {
-	e := report.Event{Kind: report.TaskEnd, Task: end.Name, Host: end.Host, Handler: isHandler(end.Task)}
-	if looped {
+	e := report.Event{Kind: report.TaskEnd, Task: end.Name, Item: end.Label, Host: end.Host, On: end.On, Handler: isHandler(end.Task)}
+	if looped && e.Item == "" {
 		e.Item = itemName(end.Item)
 	}
 	result := resultOf(end)
@@ -294,7 +294,7 @@ func (t *retelling) end(r pastRun, records []journal.Record, broken error) {
 		if r.Status == journal.Running && broken == nil {
 			text, seconds = "since "+localTime(begun.Time), time.Since(begun.Time).Seconds()
 		}
-		t.text.Event(report.Event{Kind: report.TaskEnd, Task: begun.Begin.Name, Host: begun.Begin.Host, Handler: isHandler(begun.Begin.Task),
+		t.text.Event(report.Event{Kind: report.TaskEnd, Task: begun.Begin.Name, Item: begun.Begin.Label, Host: begun.Begin.Host, On: begun.Begin.On, Handler: isHandler(begun.Begin.Task),
 			Result: &report.Result{Status: report.UnderWay, Msg: text, Seconds: max(seconds, 0)}})
 	}
 	var totals []report.Total

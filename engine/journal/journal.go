@@ -114,6 +114,8 @@ func Answer(host, task string) string { return host + "/" + task }
 type Begin struct {
 	Key
 	Name   string   `json:"name"`
+	Label  string   `json:"label,omitempty"` // of the loop's item
+	On     string   `json:"on,omitempty"`    // the host that it is delegated to
 	Digest string   `json:"digest"`
 	Job    string   `json:"job,omitempty"`    // of a long step on its host
 	Notify []string `json:"notify,omitempty"` // handlers that are owed if the end is never written, for then it may have changed its host
@@ -123,6 +125,8 @@ type Begin struct {
 type End struct {
 	Key
 	Name     string          `json:"name"`
+	Label    string          `json:"label,omitempty"` // as in Begin
+	On       string          `json:"on,omitempty"`    // as in Begin
 	Digest   string          `json:"digest"`
 	Status   string          `json:"status"`
 	Result   json.RawMessage `json:"result,omitempty"`
