@@ -129,10 +129,7 @@ func (h *host) converse(ctx context.Context, s *started, d *dialogue) error {
 			if err == nil {
 				return nil
 			}
-			if h.link.lost() != nil {
-				return h.unreachable(false, h.link.lost())
-			}
-			return h.becomeError(d.user, h.whyRefused(s, seen, answered))
+			return h.refusal(d.user, h.whyRefused(s, seen, answered))
 		case <-asked.changed:
 			text, _ := asked.bytes()
 			n := d.prompt(text)
@@ -144,16 +141,24 @@ func (h *host) converse(ctx context.Context, s *started, d *dialogue) error {
 			case n == 1 && !answered:
 				answered = true
 				if _, err := io.WriteString(s.stdin, d.password+"\n"); err != nil {
-					return h.becomeError(d.user, h.whyRefused(s, seen, false))
+					return h.refusal(d.user, h.whyRefused(s, seen, false))
 				}
 			}
 		case <-ctx.Done():
 			if ctx.Err() == context.DeadlineExceeded {
-				return h.becomeError(d.user, fmt.Sprintf("no answer within %s: %s", startLimit, h.whyRefused(s, seen, false)))
+				return h.refusal(d.user, fmt.Sprintf("no answer within %s: %s", startLimit, h.whyRefused(s, seen, false)))
 			}
 			return ctx.Err()
 		}
 	}
+}
+
+// refusal is the error of a door that closed or did not open, if it was not the link that was lost.
+func (h *host) refusal(user, reason string) error {
+	if lost := h.silent(); lost != nil {
+		return h.unreachable(false, lost)
+	}
+	return h.becomeError(user, reason)
 }
 
 // whyRefused makes a reason of what a host said before it closed the door.

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"runbook/engine/secret"
 	"runbook/engine/transport"
 	"runbook/engine/transport/sshtest"
 )
@@ -141,6 +142,101 @@ func TestSilentDrop(t *testing.T) {
 	}
 	_, err = c.Dial(ctx(t), "", "tcp", socket)
 	wantUnreachable(t, err)
+}
+
+// However long before it the link was last heard of, a silent drop is found within four intervals of the keepalive: a minute.
+func TestSilentDropInTime(t *testing.T) {
+	t.Parallel()
+	const interval = 2 * time.Second
+	var drops sync.WaitGroup
+	for _, idle := range []time.Duration{0, interval / 4, interval / 2, interval * 3 / 4} {
+		s := startServer(t, sshtest.Options{})
+		cfg := s.Config()
+		cfg.Keepalive = interval
+		c := connect(t, cfg)
+		drops.Go(func() {
+			time.Sleep(idle)
+			if _, err := c.Run(ctx(t), transport.Cmd{Script: ":"}); err != nil {
+				t.Error(err)
+			}
+			s.Stall()
+			start := time.Now()
+			_, err := c.Run(ctx(t), transport.Cmd{Script: ":"})
+			var lost *transport.UnreachableError
+			if took := time.Since(start); !errors.As(err, &lost) || took > 4*interval || took < 3*interval {
+				t.Errorf("a drop %s after the login was found after %s: %v", idle, took, err)
+			}
+		})
+	}
+	drops.Wait()
+}
+
+// A link that falls silent while a shell is started, or before a command's time is over, is not taken for a host that refuses, nor for a
+// command that was ended.
+func TestSilentEarly(t *testing.T) {
+	restore := transport.SetStartLimit(300 * time.Millisecond)
+	defer restore()
+	for name, cmd := range map[string]transport.Cmd{
+		"login":          {Script: ":"},
+		"login, bulk":    {Script: ":", Bulk: true},
+		"become":         {Script: ":", User: "nobody"},
+		"become, bulk":   {Script: ":", User: "nobody", Bulk: true},
+		"password":       {Script: ":", User: "daemon"},
+		"password, bulk": {Script: ":", User: "daemon", Bulk: true},
+	} {
+		dir := t.TempDir()
+		begun, shell := filepath.Join(dir, "begun"), filepath.Join(dir, "shell")
+		if err := os.WriteFile(shell, []byte("#!/bin/sh\n: >"+begun+"\nexec sleep 3\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		s := startServer(t, sshtest.Options{Shell: shell})
+		cfg := s.Config()
+		cfg.Keepalive = 400 * time.Millisecond
+		if cmd.User == "daemon" {
+			cfg.BecomePassword = secret.New("of nobody")
+		}
+		c := connect(t, cfg)
+		failed := make(chan error, 1)
+		go func() { _, err := c.Run(ctx(t), cmd); failed <- err }()
+		waitFor(t, "the shell to be started", func() bool { _, err := os.Stat(begun); return err == nil })
+		s.Stall()
+		err := <-failed
+		var lost *transport.UnreachableError
+		if !errors.As(err, &lost) || !strings.Contains(err.Error(), "no sign of life") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A command whose time is over on a link that has fallen silent may be going on.
+func TestSilentTimeout(t *testing.T) {
+	t.Parallel()
+	for _, bulk := range []bool{false, true} {
+		for _, deadline := range []bool{false, true} {
+			s := startServer(t, sshtest.Options{Env: []string{"TMPDIR=" + t.TempDir()}})
+			cfg := s.Config()
+			cfg.Keepalive = time.Second
+			c := connect(t, cfg)
+			script(t, c, ":")
+			begun := filepath.Join(t.TempDir(), "begun")
+			cmd := transport.Cmd{Script: "echo >" + begun + "; sleep 20", Bulk: bulk}
+			limited, cancel := ctx(t), func() {}
+			if deadline {
+				limited, cancel = context.WithTimeout(limited, time.Second)
+			} else {
+				cmd.Timeout = time.Second
+			}
+			failed := make(chan error, 1)
+			go func() { _, err := c.Run(limited, cmd); failed <- err }()
+			waitFor(t, "the command to begin", func() bool { _, err := os.Stat(begun); return err == nil })
+			s.Stall()
+			var lost *transport.UnreachableError
+			if err := <-failed; !errors.As(err, &lost) || !lost.MayHave {
+				t.Errorf("bulk %v, deadline %v: %v", bulk, deadline, err)
+			}
+			cancel()
+		}
+	}
 }
 
 // Wherever a connection is cut, the answer is never that the command ran, nor that it failed.

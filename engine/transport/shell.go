@@ -461,17 +461,17 @@ func (s *shell) await(ctx context.Context, r *request) (Output, error) {
 			}
 		case <-timeout:
 			s.abandon(r)
-			select {
-			case <-r.done:
-				var lost *UnreachableError
-				if errors.As(r.err, &lost) {
-					return r.out, r.err
-				}
-			default:
+			if err := s.lostWith(r); err != nil {
+				return r.out, err
 			}
 			return r.out, &TimeoutError{After: r.after, Output: r.out}
 		case <-ctx.Done():
 			s.abandon(r)
+			if ctx.Err() == context.DeadlineExceeded {
+				if err := s.lostWith(r); err != nil {
+					return Output{}, err
+				}
+			}
 			return Output{}, ctx.Err()
 		}
 	}
@@ -482,6 +482,25 @@ func (r *request) result() (Output, error) {
 		return r.out, &ExitError{Output: r.out}
 	}
 	return r.out, r.err
+}
+
+// lostWith is the error of r, which was given up for its time was over, if it was the host that did not answer: then nobody knows whether
+// it was ended. Else it is nil.
+func (s *shell) lostWith(r *request) error {
+	select {
+	case <-r.done:
+		var lost *UnreachableError
+		if errors.As(r.err, &lost) {
+			return r.err
+		}
+	default:
+	}
+	if lost := s.host.silent(); lost != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.host.unreachable(r.written, lost)
+	}
+	return nil
 }
 
 // abandon takes r out of the queue, or ends it on the host, so that the requests behind it get their turn.

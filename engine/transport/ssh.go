@@ -191,8 +191,13 @@ func (c *clock) stop() {
 type wire struct {
 	net.Conn
 	tcp  syscallConn
-	last atomic.Int64 // nanoseconds
+	last atomic.Int64 // nanoseconds, by the clock of sinceStart
 }
+
+var programStart = time.Now()
+
+// sinceStart is a clock that nobody sets.
+func sinceStart() time.Duration { return time.Since(programStart) }
 
 type syscallConn interface {
 	Control(f func(fd uintptr)) error
@@ -200,7 +205,7 @@ type syscallConn interface {
 
 func newWire(conn net.Conn) *wire {
 	w := &wire{Conn: conn}
-	w.last.Store(time.Now().UnixNano())
+	w.last.Store(int64(sinceStart()))
 	if t, ok := conn.(*net.TCPConn); ok {
 		if raw, err := t.SyscallConn(); err == nil {
 			w.tcp = raw
@@ -212,7 +217,7 @@ func newWire(conn net.Conn) *wire {
 func (w *wire) Read(p []byte) (int, error) {
 	n, err := w.Conn.Read(p)
 	if n > 0 {
-		w.last.Store(time.Now().UnixNano())
+		w.last.Store(int64(sinceStart()))
 		if w.tcp != nil {
 			_ = w.tcp.Control(func(fd uintptr) {
 				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 1)
@@ -222,31 +227,40 @@ func (w *wire) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// keepAlive asks the server for a sign of life when it has been silent. Three intervals without one, and the link is dead.
+// keepAlive asks the server for a sign of life after one, two and three intervals of silence. Half an interval later the link is dead:
+// with the interval that is the default, a link that falls silent is found within a minute, with time to spare for what follows.
 func (l *sshLink) keepAlive(interval time.Duration) {
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
+	const misses = 3
+	timer := time.NewTimer(interval)
+	defer timer.Stop()
 	asked := make(chan struct{}, 1) // has a token while a request is under way: one that hangs is not repeated
-	misses, heard := 0, int64(0)
+	missed, heard := 0, time.Duration(0)
 	for {
 		select {
 		case <-l.done:
 			return
-		case <-tick.C:
+		case <-timer.C:
 		}
-		last := l.conn.last.Load()
+		last := time.Duration(l.conn.last.Load())
 		if last != heard {
-			misses, heard = 0, last
+			missed, heard = 0, last
 		}
-		if time.Since(time.Unix(0, last)) < interval*9/10 {
+		silence := sinceStart() - last
+		switch {
+		case missed == 0 && silence < interval:
+			timer.Reset(interval - silence)
 			continue
-		}
-		if misses == 3 {
-			l.fail(fmt.Errorf("no sign of life for %s", time.Since(time.Unix(0, last)).Round(time.Second/10)))
+		case missed == misses:
+			l.fail(fmt.Errorf("no sign of life for %s", silence.Round(time.Second/10)))
 			_ = l.conn.Close()
 			return
 		}
-		misses++
+		// Each request has its time from now: who was stopped for an hour has missed one answer, not all.
+		if missed++; missed < misses {
+			timer.Reset(interval)
+		} else {
+			timer.Reset(interval / 2)
+		}
 		select {
 		case asked <- struct{}{}:
 			go func() {

@@ -122,10 +122,15 @@ func (h *host) stream(ctx context.Context, user string, c Cmd) (Output, error) {
 		return Output{}, ctx.Err()
 	}
 	s, err := h.startStream(ctx, user, c, c.Stdin != nil, false)
-	if err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
+	switch {
+	case err != nil && ctx.Err() == context.DeadlineExceeded:
+		if lost := h.silent(); lost != nil {
+			return Output{}, h.unreachable(false, lost)
 		}
+		return Output{}, ctx.Err()
+	case err != nil && ctx.Err() != nil:
+		return Output{}, ctx.Err()
+	case err != nil:
 		return Output{}, err
 	}
 	defer s.close()
@@ -149,12 +154,13 @@ func (h *host) stream(ctx context.Context, user string, c Cmd) (Output, error) {
 		timeout = t.C
 	}
 	var cut error // why we end it
+	late := false // because its time is over
 	select {
 	case err = <-copied:
 	case <-timeout:
-		cut = &TimeoutError{After: c.Timeout}
+		cut, late = &TimeoutError{After: c.Timeout}, true
 	case <-ctx.Done():
-		cut = ctx.Err()
+		cut, late = ctx.Err(), ctx.Err() == context.DeadlineExceeded
 	}
 	var failed *writeError
 	if errors.As(err, &failed) {
@@ -172,9 +178,14 @@ func (h *host) stream(ctx context.Context, user string, c Cmd) (Output, error) {
 	var dropped int64
 	out.Stderr, dropped = s.errors()
 	out.Dropped += dropped
-	if late, ok := cut.(*TimeoutError); ok {
-		late.Output = out
-		return out, late
+	if late {
+		if lost := h.silent(); lost != nil { // nobody knows whether it was ended
+			return out, h.unreachable(true, lost)
+		}
+	}
+	if timeout, ok := cut.(*TimeoutError); ok {
+		timeout.Output = out
+		return out, timeout
 	}
 	if failed != nil {
 		return out, fmt.Errorf("cannot pass on a command's output: %w", failed.err)
@@ -377,8 +388,9 @@ func (h *host) startError(user string, err error) error {
 		return err
 	case h.ctx.Err() != nil:
 		return h.unreachable(false, errClosed)
-	case h.link.lost() != nil:
-		return h.unreachable(false, h.link.lost())
+	}
+	if lost := h.silent(); lost != nil {
+		return h.unreachable(false, lost)
 	}
 	return h.unreachable(false, fmt.Errorf("cannot start a shell: %w", err))
 }
@@ -408,6 +420,10 @@ func (h *host) notReady(ctx context.Context, user string, p *started, noise *out
 	case errors.Is(ctx.Err(), context.Canceled):
 		return ctx.Err()
 	}
+	// What has been said last, or nothing, is the host's answer only if there is one.
+	if lost := h.silent(); lost != nil {
+		return h.unreachable(true, lost)
+	}
 	reason := h.whyRefused(p, noise, false)
 	late := ctx.Err() != nil
 	if late {
@@ -423,7 +439,17 @@ func (h *host) notReady(ctx context.Context, user string, p *started, noise *out
 	if said, _ := noise.bytes(); len(lastWords(said)) > 0 {
 		reason += "; " + lastWords(said)
 	}
-	return h.unreachable(false, fmt.Errorf("the login shell does not start %s: %s", h.interpreter, reason))
+	// One that is late may begin yet, with what it was sent.
+	return h.unreachable(late, fmt.Errorf("the login shell does not start %s: %s", h.interpreter, reason))
+}
+
+// silent asks the host for a sign of life, and returns why there is none. A link that has fallen silent takes its time to be found.
+func (h *host) silent() error {
+	err := h.link.alive()
+	if lost := h.link.lost(); lost != nil {
+		return lost
+	}
+	return err
 }
 
 // ended is the error with which a process ended, nil while it has not.
