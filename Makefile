@@ -15,10 +15,11 @@ check: go
 test: deps check
 	go run ./acceptance/gotest -race -count=1 -timeout=60m ./...
 
-# The controller killed 200 times at random during the set-up of a fresh pair, and 30 faults of hosts and links, each followed by one
-# resume: hours. RUNBOOK_CHAOS and RUNBOOK_FAULTS say how often, RUNBOOK_CHAOS_SEED which moments.
+# The controller killed 200 times at random during the set-up of a fresh pair, 40 faults of hosts and links there, and connections cut
+# after 1 B to 64 MiB in every way, each followed by one resume: hours. RUNBOOK_CHAOS and RUNBOOK_FAULTS say how often, RUNBOOK_CHAOS_SEED
+# which moments.
 chaos: deps
-	RUNBOOK_NO_SKIP=1 RUNBOOK_CHAOS=$${RUNBOOK_CHAOS:-200} RUNBOOK_FAULTS=$${RUNBOOK_FAULTS:-30} go test ./acceptance -run '^(TestChaos|TestFaults)$$' -count=1 -v -timeout=12h
+	RUNBOOK_NO_SKIP=1 RUNBOOK_CHAOS=$${RUNBOOK_CHAOS:-200} RUNBOOK_FAULTS=$${RUNBOOK_FAULTS:-40} RUNBOOK_LINKS=all go test ./acceptance -run '^(TestChaos|TestFaults|TestLinkCuts)$$' -count=1 -v -timeout=12h
 
 bench: go
 	go test -run='^$$' -bench=. -benchmem ./...

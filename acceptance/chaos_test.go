@@ -155,7 +155,7 @@ func (k *kills) one(t *testing.T, kill func(*chaos) timeline) {
 		t.Errorf("killed %s: %d changes were on record as made, and resume took %d tasks from it", c.where(), made, restored)
 	}
 	if t.Failed() {
-		t.Logf("the record:\n%s", c.told(t))
+		t.Logf("the record:\n%s", told(c.parsed(t)))
 	}
 	t.Logf("killed %s, with %d records; resumed in %.1f s, with %d tasks from the record", c.where(), strings.Count(first, "\n"), took.Seconds(), restored)
 	for what, diff := range c.settled(t).differences(k.want) {
@@ -184,6 +184,7 @@ type fault struct {
 	does func(ctx context.Context, h *lab.Host) error
 	ends func(ctx context.Context, h *lab.Host) error // after the run
 	anew bool                                         // the host starts anew
+	link func(l *lab.Link)                            // instead of does: what happens to the connection, by way of a link
 }
 
 var (
@@ -196,7 +197,12 @@ var (
 		ends: func(ctx context.Context, h *lab.Host) error { return h.Plug(ctx) }}
 )
 
-// TestFaults guards that a host may restart, lose its power or be cut off during the set-up of a pair: what was under way there is not taken
+// linkCut is that a host's connection is cut, after so many bytes.
+func linkCut(cut lab.Cut, after int64) fault {
+	return fault{what: fmt.Sprintf("has its connection cut after %d bytes (%s)", after, cut), link: func(l *lab.Link) { l.CutAfter(after, cut) }}
+}
+
+// TestFaults guards that a host may restart, lose its power, be cut off or lose its connection during the set-up of a pair: what was under way there is not taken
 // for failed or done, and one resume ends well and leaves the pair in order. RUNBOOK_FAULTS is how often at random moments besides.
 func TestFaults(t *testing.T) {
 	t.Parallel()
@@ -220,8 +226,11 @@ func TestFaults(t *testing.T) {
 	var whole timeline
 	t.Run("no fault", func(t *testing.T) { whole = newChaos(t).run(t, nil, nil) })
 	random := rand.New(rand.NewPCG(uint64(number(t, "RUNBOOK_CHAOS_SEED", 6)), 1))
-	faults := []fault{restarts, crashes, unplugged}
 	for i := range number(t, "RUNBOOK_FAULTS", 0) {
+		faults := []fault{restarts, crashes, unplugged}
+		for _, cut := range lab.Cuts {
+			faults = append(faults, linkCut(cut, random.Int64N(1<<random.IntN(17))))
+		}
 		share, host, f := random.Float64(), []string{"voms1", "voms2"}[random.IntN(2)], faults[i%len(faults)]
 		t.Run(fmt.Sprintf("%d %s %s at %.1f %%", i+1, host, f.what, 100*share), func(t *testing.T) {
 			t.Parallel()
@@ -235,9 +244,22 @@ func (c *chaos) suffer(t *testing.T, at *moment, name string, f fault) {
 	t.Helper()
 	h := c.Host(name)
 	where, before := "", 0
+	var link *lab.Link
+	if f.link != nil {
+		var err error
+		if link, err = c.Link(h); err != nil {
+			t.Fatal(err)
+		}
+		defer link.Close()
+		c.write(t, "inventory.yml", strings.Replace(c.Inventory(), "address: "+h.Address()+"}", "address: "+link.Address+"}", 1))
+	}
 	line := c.run(t, at, func() error {
 		where = c.where()
 		before = strings.Count(c.records(t), `"host":"`+h.FQDN()+`"`)
+		if link != nil {
+			f.link(link)
+			return nil
+		}
 		return f.does(t.Context(), h)
 	})
 	if f.ends != nil {
@@ -246,6 +268,11 @@ func (c *chaos) suffer(t *testing.T, at *moment, name string, f fault) {
 		}
 	}
 	t.Logf("%s %s %s; the run ends after %.1f s with exit code %d", name, f.what, where, line.took().Seconds(), line.code)
+	if link != nil {
+		if _, cut := link.WasCut(); !cut && line.code != 0 {
+			t.Errorf("the run ends with exit code %d before the connection was cut:\n%s", line.code, &c.said)
+		}
+	}
 	if line.took() > 2*time.Minute {
 		t.Errorf("the run took %.0f s to find that %s %s", line.took().Seconds(), name, f.what)
 	}
@@ -268,7 +295,7 @@ func (c *chaos) suffer(t *testing.T, at *moment, name string, f fault) {
 	}
 	c.settled(t)
 	if t.Failed() {
-		t.Logf("the record:\n%s", c.told(t))
+		t.Logf("the record:\n%s", told(c.parsed(t)))
 	}
 }
 
@@ -616,6 +643,9 @@ func (c *chaos) resume(t *testing.T) (took time.Duration, restored int) {
 	return took, restored
 }
 
+// idle is sh text that waits for the end of what dead controllers left on a host.
+const idle = `for i in $(seq 100); do ls -d /tmp/.runbook-* >/dev/null 2>&1 || exit 0; sleep 0.1; done; ls -ld /tmp/.runbook-*; exit 1`
+
 // settled proves that the pair is in order, and returns how it is.
 func (c *chaos) settled(t *testing.T) state {
 	t.Helper()
@@ -630,7 +660,6 @@ func (c *chaos) settled(t *testing.T) state {
 	}
 	// What dead controllers left behind ends by itself.
 	for _, h := range c.Hosts() {
-		const idle = `for i in $(seq 100); do ls -d /tmp/.runbook-* >/dev/null 2>&1 || exit 0; sleep 0.1; done; ls -ld /tmp/.runbook-*; exit 1`
 		if left, err := h.Exec(t.Context(), "sh", "-c", idle); err != nil {
 			t.Errorf("killed %s and resumed: this is left on %s: %s", c.where(), h.FQDN(), left)
 		}
@@ -749,15 +778,21 @@ func (c *chaos) once(t *testing.T, meant ...string) {
 // parsed are the records of the run.
 func (c *chaos) parsed(t *testing.T) []journal.Record {
 	t.Helper()
-	runs, err := journal.List(c.state)
+	return parsed(t, c.state)
+}
+
+// parsed are the records in a state directory.
+func parsed(t *testing.T, state string) []journal.Record {
+	t.Helper()
+	runs, err := journal.List(state)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var all []journal.Record
 	for _, r := range runs {
-		records, _, err := journal.Read(c.state, r.ID)
+		records, _, err := journal.Read(state, r.ID)
 		if err != nil {
-			t.Errorf("killed %s: the record cannot be read: %v", c.where(), err)
+			t.Errorf("the record cannot be read: %v", err)
 		}
 		all = append(all, records...)
 	}
@@ -779,10 +814,9 @@ func (c *chaos) made(t *testing.T) (n int) {
 }
 
 // told is the record in short.
-func (c *chaos) told(t *testing.T) string {
-	t.Helper()
+func told(records []journal.Record) string {
 	var b strings.Builder
-	for _, r := range c.parsed(t) {
+	for _, r := range records {
 		fmt.Fprintf(&b, "%s %3d %s", r.Time.Format("15:04:05.000"), r.N, r.Kind)
 		switch {
 		case r.Begin != nil:
