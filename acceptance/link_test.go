@@ -52,6 +52,7 @@ plays:
         command: {shell: 'echo theirs >>{{ root }}/theirs; echo made >{{ root }}/made', creates: '{{ root }}/made'}
       - name: detached
         detach: true
+        timeout: 20s
         command: {shell: 'echo detached >>{{ root }}/once; sleep 0.3; echo made >{{ root }}/d/detached', creates: '{{ root }}/d/detached'}
       - name: big
         transfer: {src_host: near, src: '{{ big }}', dest: '{{ root }}/d/big'}
@@ -124,8 +125,9 @@ func linkCases(t *testing.T, whole map[linkCase]int64) (all []linkCase) {
 		}
 		for n := range linkTasks {
 			for _, cut := range lab.Cuts {
-				task(n, cut)
-				task(n, cut)
+				for range 4 {
+					task(n, cut)
+				}
 			}
 		}
 	case "":
@@ -433,11 +435,11 @@ func (c *linkPlace) resume(t *testing.T) (asked int) {
 		if out.code != 4 || question == nil || asked > 0 {
 			t.Fatalf("resume ends with exit code %d:\n%s", out.code, out.text)
 		}
-		if question[1] != "bare" {
+		if question[1] != "far/bare" {
 			t.Errorf("asked about %q, which check can tell", question[1])
 		}
 		args = []string{"resume", "--rerun", question[1]}
-		if c.did(t, question[1], "") {
+		if c.did(t, strings.TrimPrefix(question[1], "far/"), "") {
 			args[1] = "--mark-done"
 		}
 	}
