@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"runbook/engine/module"
@@ -462,9 +463,11 @@ func (m *mysqlDump) Apply(ctx context.Context, host *module.Host, plan module.Pl
 	}
 	part := path.Join(path.Dir(m.Dest), "."+path.Base(m.Dest)+".part")
 	rate := pace{verb: "dumped"}
-	out, err := bulkScript(ctx, m.Runner(host), func(n int) { host.Progress(rate.text(n)) }, m.clientPassword(), dumpScript,
+	var written atomic.Int64
+	watched, ended := s.watch(ctx, written.Load)
+	out, err := bulkScript(watched, m.Runner(host), func(n int) { written.Store(int64(n)); host.Progress(rate.text(n)) }, m.clientPassword(), dumpScript,
 		append([]string{part, client.path}, m.dumpArgs(s, client, state.single)...)...)
-	if err != nil {
+	if err = ended(err); err != nil {
 		if isExit(err) {
 			return nil, fmt.Errorf("the dump failed, nothing was replaced: %s", s.masker.Mask(stderrText(err)))
 		}

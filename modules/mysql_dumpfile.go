@@ -29,6 +29,7 @@ var (
 	dumpChangeLine = regexp.MustCompile(`^(?:-- )?CHANGE (?:MASTER TO MASTER_LOG_FILE='([A-Za-z0-9._-]{1,255})', MASTER_LOG_POS=([0-9]{1,19})|` +
 		`REPLICATION SOURCE TO SOURCE_LOG_FILE='([A-Za-z0-9._-]{1,255})', SOURCE_LOG_POS=([0-9]{1,19}));$`)
 	dumpGTIDPurged = regexp.MustCompile(`SET @@GLOBAL\.GTID_PURGED=(?:/\*!80000 '\+'\*/ )?'\+?([0-9a-zA-Z_:,\-\s]*)'`)
+	dumpTrailer    = regexp.MustCompile(`^-- Dump completed(?: on +\d+-\d+-\d+ +\d+:\d+:\d+)?$`)
 	dumpBodyLine   = regexp.MustCompile(`^(?:CREATE |USE |DROP |INSERT |LOCK |DELIMITER |/\*!40000 DROP )`)
 )
 
@@ -72,14 +73,19 @@ type dumpFacts struct {
 func (d *dumpFacts) databases() []string { return sortedKeys(d.Tables) }
 
 // dumpInspect is a shell function that reads the file $1 and writes one line for each thing found, the kind first.
-// Bodies of routines and triggers stand between DELIMITER lines and are left out.
+// Bodies of routines and triggers stand between DELIMITER lines and are left out, but that the file ends in one is told.
 const dumpInspect = `
 inspect() {
 	printf 'S %s\n' "$(stat -c '%s %Y' -- "$1")"
 	printf 'X %s\n' "$(sha256sum <"$1")"
 	head -n 60 <"$1" | head -c 65536 | sed 's/^/H /'
+	printf 'E %s\n' "$(tail -c 1 <"$1" | wc -l)"
 	tail -c 1024 <"$1" | sed 's/^/T /'
-	sed -n '/^DELIMITER ;;/,/^DELIMITER ;$/d
+	echo
+	sed -n '/^DELIMITER ;;/,/^DELIMITER ;$/{
+$s/.*/B /p
+d
+}
 s/^USE ` + "`" + `/N &/p
 s/^CREATE TABLE ` + "`" + `/N &/p' <"$1"
 }
@@ -90,6 +96,7 @@ func parseDumpFacts(text []byte) (*dumpFacts, error) {
 	d := &dumpFacts{Tables: map[string][]string{}}
 	var head bytes.Buffer
 	last, database := "", ""
+	ended := false
 	for line := range strings.SplitSeq(string(text), "\n") {
 		kind, rest, ok := strings.Cut(line, " ")
 		if !ok {
@@ -102,6 +109,10 @@ func parseDumpFacts(text []byte) (*dumpFacts, error) {
 			}
 		case "X":
 			d.SHA256, _, _ = strings.Cut(rest, " ")
+		case "E": // newlines that its last byte is
+			ended = strings.TrimSpace(rest) == "1"
+		case "B":
+			ended = false
 		case "H":
 			head.WriteString(rest + "\n")
 		case "T":
@@ -132,7 +143,7 @@ func parseDumpFacts(text []byte) (*dumpFacts, error) {
 		sort.Strings(list)
 	}
 	d.Head = head.Bytes()
-	d.Complete = strings.HasPrefix(last, "-- Dump completed")
+	d.Complete = ended && dumpTrailer.MatchString(last)
 	first, _, _ := bytes.Cut(d.Head, []byte("\n"))
 	d.Sandbox = bytes.HasPrefix(first, []byte("/*")) && bytes.Contains(first, []byte("sandbox mode"))
 	return d, nil

@@ -9,6 +9,8 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"runbook/engine/module"
 	"runbook/engine/transport"
@@ -118,6 +120,9 @@ const importing, imported = "importing", "complete"
 
 // importLock is the server-side lock that a running import holds: one that outlived its run is seen.
 const importLock = "runbook.import"
+
+// importEnds is how long an import may take to end after its client.
+const importEnds = 3 * time.Second
 
 // importMarks reads the marks of databases; none if the table does not exist.
 func (s *mysqlSession) importMarks(ctx context.Context, databases []string) (map[string]importMark, error) {
@@ -292,15 +297,39 @@ func (s *mysqlSession) otherObjects(ctx context.Context, databases []string) (ma
 	return counts, nil
 }
 
+// lockFree refuses to import while another import runs. One whose client is gone ends with the statement that it has begun, which
+// on a disk that was full may take the server a minute.
 func (m *mysqlImport) lockFree(ctx context.Context, s *mysqlSession) error {
-	rows, err := s.query(ctx, "SELECT IS_USED_LOCK(?)", importLock)
-	if err != nil {
-		return err
+	begin := time.Now()
+	limit := begin.Add(importEnds)
+	for {
+		rows, err := s.query(ctx, "SELECT IS_USED_LOCK(?)", importLock)
+		if err != nil {
+			return err
+		}
+		id, used := mysqlInt(rows.Ordered[0][0])
+		if !used {
+			return nil
+		}
+		waits, err := s.waitsForRoom(ctx)
+		if err != nil {
+			return s.explain(err)
+		}
+		if waits {
+			if full := s.fullDisks(ctx); full != "" || time.Since(begin) > mysqlPatience.room {
+				return &noRoomError{full}
+			}
+			limit = time.Now().Add(importEnds)
+		}
+		if time.Now().After(limit) {
+			return fmt.Errorf("an import is still running on this server (connection %d): wait until it ends, or end it with KILL %d", id, id)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
 	}
-	if id, used := mysqlInt(rows.Ordered[0][0]); used {
-		return fmt.Errorf("an import is still running on this server (connection %d): wait until it ends, or end it with KILL %d", id, id)
-	}
-	return nil
 }
 
 func (m *mysqlImport) values(first importMark, marks map[string]importMark) module.Values {
@@ -357,11 +386,17 @@ func (m *mysqlImport) Apply(ctx context.Context, host *module.Host, _ module.Pla
 	}
 
 	rate := pace{verb: "imported", total: facts.Size}
-	_, err = bulkScript(ctx, m.Runner(host), func(n int) { host.Progress(rate.text(n)) }, m.clientPassword(), importScript,
+	var read atomic.Int64
+	watched, ended := s.watch(ctx, read.Load)
+	_, err = bulkScript(watched, m.Runner(host), func(n int) { read.Store(int64(n)); host.Progress(rate.text(n)) }, m.clientPassword(), importScript,
 		append([]string{m.Src, client.path, map[bool]string{true: "yes", false: "no"}[facts.Sandbox]}, m.importArgs(s, client)...)...)
-	if err != nil {
+	if err = ended(err); err != nil {
 		if isExit(err) {
-			return nil, fmt.Errorf("the import failed; the databases are incomplete and marked so, a new run loads them again: %s", s.masker.Mask(stderrText(err)))
+			text := s.masker.Mask(stderrText(err))
+			if full := s.fullDisks(ctx); full != "" {
+				text = full + ": " + text
+			}
+			return nil, fmt.Errorf("the import failed; the databases are incomplete and marked so, a new run loads them again: %s", text)
 		}
 		return nil, fmt.Errorf("the import was interrupted; a new run loads the databases again: %w", err)
 	}
@@ -468,8 +503,9 @@ func (m *mysqlImport) begin(ctx context.Context, s *mysqlSession, facts *dumpFac
 
 // importArgs are the arguments of the client program. The first statement of its session keeps the import out of the binary log
 // and takes the lock that shows that it is running. In binary mode the client obeys no commands in the dump, such as one that starts a shell.
+// A statement that fails is not quoted: it may be megabytes of personal data.
 func (m *mysqlImport) importArgs(s *mysqlSession, client mysqlClient) []string {
-	args := append(m.clientArgs(s.target), "--default-character-set="+m.Charset, "--max-allowed-packet=1G", "--batch",
+	args := append(m.clientArgs(s.target), "--default-character-set="+m.Charset, "--max-allowed-packet=1G", "--batch", "--loose-skip-print-query-on-error",
 		"--init-command=SET SESSION sql_log_bin="+strconv.Itoa(map[bool]int{true: 1}[m.SQLLogBin])+", @runbook=GET_LOCK('"+importLock+"', 0)")
 	if client.version.MariaDB || client.version.atLeast(5, 6, 3) {
 		args = append(args, "--binary-mode")

@@ -109,6 +109,8 @@ type mysqlSession struct {
 	server mysqlServer
 	target mysqlTarget
 	masker secret.Masker // hides the passwords that went through the session in the server's error texts
+	host   *module.Host
+	again  func(ctx context.Context) (*mysqlSession, error) // the same login once more; nil if what the session does is not watched
 }
 
 const mysqlConnectTimeout = 20 * time.Second
@@ -150,6 +152,7 @@ func (l *mysqlLogin) openTarget(ctx context.Context, host *module.Host, target m
 		}
 		return nil, l.loginError(target, s.explain(err))
 	}
+	s.watchable(l, host)
 	return s, nil
 }
 
@@ -237,15 +240,16 @@ func mysqlAdvice(code int) string {
 }
 
 func (s *mysqlSession) exec(ctx context.Context, query string, args ...any) error {
+	ctx, ended := s.watch(ctx, nil)
 	_, err := s.conn.ExecContext(ctx, query, args...)
-	return s.explain(err)
+	return ended(err)
 }
 
 // execSecret is exec for a statement with a password in it: what is named is the doing, never the statement.
 func (s *mysqlSession) execSecret(ctx context.Context, what string, password secret.Secret, query string, args ...any) error {
 	s.masker.Add(password)
-	if _, err := s.conn.ExecContext(ctx, query, args...); err != nil {
-		return fmt.Errorf("cannot %s: %w", what, s.explain(err))
+	if err := s.exec(ctx, query, args...); err != nil {
+		return fmt.Errorf("cannot %s: %w", what, err)
 	}
 	return nil
 }
@@ -261,18 +265,25 @@ type mysqlRows struct {
 const mysqlMaxRows = 100_000
 
 func (s *mysqlSession) query(ctx context.Context, query string, args ...any) (*mysqlRows, error) {
+	ctx, ended := s.watch(ctx, nil)
+	rows, err := s.rows(ctx, query, args...)
+	return rows, ended(err)
+}
+
+// rows is query without anybody watching; its errors are the driver's.
+func (s *mysqlSession) rows(ctx context.Context, query string, args ...any) (*mysqlRows, error) {
 	rows, err := s.conn.QueryContext(ctx, query, args...)
 	if err != nil {
-		return nil, s.explain(err)
+		return nil, err
 	}
 	defer func() { _ = rows.Close() }()
 	columns, err := rows.Columns()
 	if err != nil {
-		return nil, s.explain(err)
+		return nil, err
 	}
 	types, err := rows.ColumnTypes()
 	if err != nil {
-		return nil, s.explain(err)
+		return nil, err
 	}
 	result := &mysqlRows{Columns: columns}
 	cells, places := make([]any, len(columns)), make([]any, len(columns))
@@ -284,7 +295,7 @@ func (s *mysqlSession) query(ctx context.Context, query string, args ...any) (*m
 			return nil, fmt.Errorf("the query returns more than %d rows", mysqlMaxRows)
 		}
 		if err := rows.Scan(places...); err != nil {
-			return nil, s.explain(err)
+			return nil, err
 		}
 		byName, ordered := make(map[string]any, len(columns)), make([]any, len(columns))
 		for i, name := range columns {
@@ -293,7 +304,10 @@ func (s *mysqlSession) query(ctx context.Context, query string, args ...any) (*m
 		}
 		result.Rows, result.Ordered = append(result.Rows, byName), append(result.Ordered, ordered)
 	}
-	return result, s.explain(rows.Err())
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return result, nil
 }
 
 // strings returns the first column of a query.
