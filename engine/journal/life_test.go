@@ -420,6 +420,49 @@ func TestList(t *testing.T) {
 	}
 }
 
+// A bit that flipped anywhere makes a listed run a damaged one, of which the end is not believed, nor what it says is owed.
+func TestListDamaged(t *testing.T) {
+	s, _ := scratch(t)
+	w, err := s.create(testRun)
+	must(t, err)
+	must(t, w.Commit(note("x")))
+	must(t, w.Commit(Record{Kind: KindClose, Close: &Close{Status: Failed, Owed: []Owed{{Host: "h", Handler: "h1"}}}}))
+	must(t, w.Close())
+	whole, err := os.ReadFile(w.Path())
+	must(t, err)
+	for at := range whole {
+		b := bytes.Clone(whole)
+		b[at] ^= 1
+		must(t, os.WriteFile(w.Path(), b, 0o600))
+		l, err := s.list()
+		var c *CorruptError
+		if err != nil || l[0].Status != Corrupt || l[0].Resumable || l[0].Close != nil || !l[0].Ended.IsZero() || !errors.As(l[0].Err, &c) {
+			t.Fatalf("byte %d: %+v %v", at, l, err)
+		}
+		if at > bytes.IndexByte(whole, '\n') && l[0].Run.User != testRun.User {
+			t.Fatalf("byte %d: how it began is not told: %+v", at, l[0])
+		}
+		if owed, err := Debts(s.dir, nil); len(owed) != 0 || !errors.As(err, &c) {
+			t.Fatalf("byte %d: owed %v, %v", at, owed, err)
+		}
+	}
+}
+
+// Who works on a run is in the list for as long as he does.
+func TestListWriter(t *testing.T) {
+	s, _ := scratch(t)
+	w, err := s.create(testRun)
+	must(t, err)
+	l, err := s.list()
+	if err != nil || l[0].Writer == nil || l[0].Writer.PID != os.Getpid() || l[0].Writer.Since.IsZero() || l[0].Resumable {
+		t.Errorf("%+v, %v", l, err)
+	}
+	must(t, w.Close())
+	if l, err := s.list(); err != nil || l[0].Writer != nil || !l[0].Resumable {
+		t.Errorf("%+v, %v", l, err)
+	}
+}
+
 func TestExportImport(t *testing.T) {
 	s, _ := scratch(t)
 	id, recs := whole(t, s)

@@ -80,6 +80,15 @@ func (s state) readHolder(id string) (h holder, ok bool) {
 	return h, err == nil && json.Unmarshal(b, &h) == nil && h.PID > 0
 }
 
+// locked says who holds the lock of a record, as far as that can be made out.
+func (s state) locked(id string) *LockedError {
+	h, ok := s.readHolder(id)
+	if !ok || !h.lives() {
+		return &LockedError{ID: id}
+	}
+	return &LockedError{ID: id, PID: h.PID, User: h.User, Controller: h.Controller, Since: h.Since}
+}
+
 // lockPatience is how long a lock may be held by somebody who cannot be made out: a winner that has yet to write its name, or a reader that
 // looks whether a writer lives.
 const lockPatience = 2 * time.Second
@@ -94,13 +103,8 @@ func (s state) lock(f file, id string) error {
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("cannot lock the journal %s: %w", s.path(id), err)
 		}
-		h, ok := s.readHolder(id)
-		known := ok && h.lives()
-		if known {
-			return &LockedError{ID: id, PID: h.PID, User: h.User, Controller: h.Controller, Since: h.Since}
-		}
-		if time.Now().After(deadline) {
-			return &LockedError{ID: id}
+		if locked := s.locked(id); locked.PID > 0 || time.Now().After(deadline) {
+			return locked
 		}
 	}
 }

@@ -12,6 +12,12 @@ import (
 	"time"
 )
 
+// Where is the path of a state directory, as of Dir, which is not touched.
+func Where(stateDir string) (string, error) {
+	s, err := at(stateDir)
+	return s.dir, err
+}
+
 // Read returns the record of a run, and how many bytes of a torn last line there are behind it. With a *CorruptError come the records before
 // the damage: they may be looked at, and must not be built upon.
 func Read(stateDir, id string) (recs []Record, torn int, err error) {
@@ -62,12 +68,13 @@ type Info struct {
 	Size      int64
 	Resumable bool
 	Imported  bool
-	Close     *Close // if that is the last record
+	Writer    *LockedError // who works on it, if somebody does
+	Close     *Close       // if that is the last record
 	Records   int
 	Err       error
 }
 
-// List returns all runs, the newest first. It reads the first and the last line of each, so damage in between is not seen here.
+// List returns all runs, the newest first. The chain of each is verified from end to end: of a damaged one nothing is believed but how it began.
 func List(stateDir string) ([]Info, error) {
 	s, err := at(stateDir)
 	if err != nil {
@@ -95,6 +102,9 @@ func (s state) list() ([]Info, error) {
 			if err != nil {
 				return nil, err
 			}
+			if info.Writer != nil {
+				info.Writer = s.locked(id)
+			}
 			out = append(out, info)
 		}
 	}
@@ -103,13 +113,16 @@ func (s state) list() ([]Info, error) {
 	return out, nil
 }
 
-// look reads the ends of a record.
+// look verifies a record, and decodes its first line and its last.
 func look(id, path string, imported bool) (Info, error) {
 	info := Info{ID: id, Path: path, Imported: imported, Status: Corrupt}
 	// Whether a writer lives is asked first: one that closes meanwhile has its last record read.
 	live, err := writerLives(path)
 	if err != nil {
 		return info, fmt.Errorf("cannot look at the run %s: %w", id, err)
+	}
+	if live {
+		info.Writer = &LockedError{ID: id}
 	}
 	in, err := os.Open(path)
 	if err != nil {
@@ -135,7 +148,7 @@ func look(id, path string, imported bool) (Info, error) {
 	}
 	if err == nil {
 		info.Run, info.Started = *first.Run, first.Time
-		last, err = lastRecord(in, info.Size, r)
+		last, err = lastRecord(r, line)
 	}
 	if err != nil {
 		info.Err = err
@@ -155,45 +168,25 @@ func look(id, path string, imported bool) (Info, error) {
 	return info, nil
 }
 
-// lastRecord reads a file from its end. r has read the first line.
-func lastRecord(in io.ReaderAt, size int64, r *reader) (Record, error) {
-	for window := int64(64 << 10); ; window *= 4 {
-		start := max(0, size-window)
-		tail := make([]byte, size-start)
-		if _, err := in.ReadAt(tail, start); err != nil && !errors.Is(err, io.EOF) {
-			return Record{}, fmt.Errorf("cannot read the journal %s: %w", r.path, err)
+// lastRecord reads on to the end, so that damage anywhere is found, and decodes the last line alone. r has read the first one.
+func lastRecord(r *reader, first []byte) (Record, error) {
+	last := bytes.Clone(first)
+	for {
+		line, err := r.next()
+		if errors.Is(err, io.EOF) {
+			break
 		}
-		end := bytes.LastIndexByte(tail, '\n') // of the last whole line; what is behind is torn
-		begin := -1
-		if end >= 0 {
-			begin = bytes.LastIndexByte(tail[:end], '\n') + 1
-		}
-		// The line before the last is needed too, for its sum.
-		if begin < endLen+1 && start > 0 {
-			if window > 2*MaxLine {
-				return Record{}, &CorruptError{Path: r.path, Offset: start, Reason: fmt.Sprintf("a line is longer than %d bytes", MaxLine)}
-			}
-			continue
-		}
-		l := newReader(bytes.NewReader(tail[max(begin, 0):]), r.path)
-		l.offset = start + int64(max(begin, 0))
-		if begin > 0 {
-			var ok bool
-			if _, l.sum, ok = sumOf(tail[:begin-1]); !ok {
-				return Record{}, l.corrupt("the line before has no sum")
-			}
-		}
-		line, err := l.next()
 		if err != nil {
 			return Record{}, err
 		}
-		rec, err := peek(line)
-		if err != nil {
-			return Record{}, l.corrupt(err.Error())
-		}
-		if _, err := l.next(); err != nil && !errors.Is(err, io.EOF) { // its newline may be what is damaged
-			return Record{}, err
-		}
-		return rec, nil
+		last = append(last[:0], line...)
 	}
+	rec, err := peek(last)
+	if err == nil && rec.N != r.n {
+		err = fmt.Errorf("record %d stands where %d should", rec.N, r.n)
+	}
+	if err != nil {
+		return Record{}, &CorruptError{Path: r.path, Offset: r.offset - int64(len(last)) - 1, N: r.n, Reason: err.Error()}
+	}
+	return rec, nil
 }
