@@ -20,8 +20,8 @@ import (
 const shippedDir = "runbooks"
 
 // findBook resolves BOOK. A name that begins with ./, ../ or / or ends in .yml or .yaml is a path; any other is the name of a
-// shipped runbook.
-func findBook(name string) (engine.Source, error) {
+// shipped runbook. Who names a run instead is told how to look at it in the state directory.
+func findBook(name, stateDir string) (engine.Source, error) {
 	if isPath(name) {
 		dir, file := filepath.Split(filepath.Clean(name))
 		dir = filepath.Clean(dir)
@@ -37,6 +37,8 @@ func findBook(name string) (engine.Source, error) {
 	hint := spec.DidYouMean(name, names)
 	if _, err := os.Stat(name); err == nil {
 		hint = fmt.Sprintf("write ./%s for the file", name)
+	} else if looksLikeRun(name) {
+		hint = "for a run, " + commandLine(stateDir, "runs", "show", name)
 	} else if hint == "" {
 		hint = "shipped are " + strings.Join(names, ", ") + "; a path ends in .yml or begins with ./ or /"
 	}

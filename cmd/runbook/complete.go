@@ -32,7 +32,7 @@ func completeSetting(_ *cobra.Command, books []string, toComplete string) ([]str
 	}
 	var names []string
 	for _, name := range books {
-		src, err := findBook(name)
+		src, err := findBook(name, "")
 		if err != nil {
 			continue
 		}

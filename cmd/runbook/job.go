@@ -35,7 +35,7 @@ func (f *jobFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVarP(&f.inventory, "inventory", "i", "", "inventory `FILE` or directory")
 	flags.StringVar(&f.limit, "limit", "", "only hosts that match `PATTERN`, such as master:!voms3")
-	flags.StringArrayVarP(&f.settings, "set", "e", nil, "set a parameter or variable: `NAME=VALUE`, where a list is a,b or [a, b] and a map {a: 1}, or @FILE for a YAML file (the only way for secrets); repeatable")
+	addSettings(cmd, &f.settings)
 	flags.IntVar(&f.forks, "forks", engine.DefaultForks, "work on at most `N` hosts at once")
 	flags.BoolVar(&f.diff, "diff", false, "show differences of texts")
 	flags.CountVarP(&f.verbose, "verbose", "v", "show tasks that were ok or skipped too; twice: diagnostics of connections")
@@ -44,10 +44,15 @@ func (f *jobFlags) add(cmd *cobra.Command) {
 	flags.StringSliceVar(&f.skip, "skip-tags", nil, "no tasks with one of these `TAGS`")
 	flags.BoolVarP(&f.askBecome, "ask-become-pass", "K", false, "ask for the password of sudo or su")
 
-	must(cmd.RegisterFlagCompletionFunc("set", completeSetting))
 	must(cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp)))
 	cmd.ValidArgsFunction = completeBook
 	cmd.Args = atLeastOneBook
+}
+
+// addSettings adds the flag of verbs that take values.
+func addSettings(cmd *cobra.Command, settings *[]string) {
+	cmd.Flags().StringArrayVarP(settings, "set", "e", nil, "set a parameter or variable: `NAME=VALUE`, where a list is a,b or [a, b] and a map {a: 1}, or @FILE for a YAML file (the only way for secrets); repeatable")
+	must(cmd.RegisterFlagCompletionFunc("set", completeSetting))
 }
 
 // must is for calls that fail only when the program is wrong.
@@ -69,6 +74,7 @@ func (f *jobFlags) do(cmd *cobra.Command, books []string, check bool, past *resu
 			return err
 		}
 		defer rec.close()
+		rec.warn(cmd.ErrOrStderr())
 	}
 	screen := newScreen(cmd.OutOrStdout(), cmd.ErrOrStderr(), f, job.Masker)
 	defer screen.close()
@@ -133,7 +139,7 @@ func (f *jobFlags) job(books []string, check bool) (engine.Job, error) {
 	params := declared{here: map[string][]*spec.Param{}, other: map[string][]*spec.Param{}}
 	var mistakes spec.Errors
 	for _, name := range books {
-		src, err := findBook(name)
+		src, err := findBook(name, f.stateDir)
 		if err != nil {
 			return job, err
 		}

@@ -23,6 +23,7 @@ type record struct {
 	writer   *journal.Writer
 	books    []string // as they were named
 	stateDir string   // as it was given
+	once     []string // arguments of -e that cannot be read again
 	mask     func(string) string
 }
 
@@ -38,11 +39,11 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		hosts = append(hosts, h.Name)
 	}
 	if job.Debts, err = journal.Debts(f.stateDir, hosts); err != nil {
-		return nil, unknownDebts(err)
+		return nil, unknownDebts(f.stateDir, err)
 	}
 	if past != nil {
 		if err := journal.Paid(f.stateDir, past.run.ID, past.records); err != nil {
-			return nil, unknownDebts(err)
+			return nil, unknownDebts(f.stateDir, err)
 		}
 		if err := past.fit(books); err != nil {
 			return nil, err
@@ -53,7 +54,7 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		job.Debts = otherDebts(job.Debts, past.run.ID)
 		past.settings(job)
 		err := past.writer.Commit(journal.Record{Kind: journal.KindResume, Resume: &journal.Resume{Version: thisVersion(), PID: os.Getpid(),
-			User: who, Controller: controller, Rerun: past.rerun, MarkDone: past.markDone, Books: past.edited}})
+			User: who, Controller: controller, Rerun: past.rerun, MarkDone: past.markDone, Settings: past.given, Books: past.edited}})
 		if past.writer.Torn > 0 && err == nil {
 			note := &journal.Note{Text: fmt.Sprintf("%d bytes of a last line that had not been written to its end were cut off", past.writer.Torn)}
 			err = past.writer.Append(journal.Record{Kind: journal.KindNote, Note: note})
@@ -61,7 +62,7 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		if err != nil {
 			return nil, err
 		}
-		return &record{past.writer, booksOf(past.run), f.stateDir, job.Masker.Mask}, nil
+		return &record{past.writer, booksOf(past.run), f.stateDir, readOnce("", f.settings), job.Masker.Mask}, nil
 	}
 	dir, err := os.Getwd()
 	if err != nil {
@@ -73,17 +74,17 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		return nil, err
 	}
 	job.Journal = writer
-	return &record{writer, cmd.Flags().Args(), f.stateDir, job.Masker.Mask}, nil
+	return &record{writer, cmd.Flags().Args(), f.stateDir, readOnce("", f.settings), job.Masker.Mask}, nil
 }
 
 // unknownDebts says what to do about a record that does not tell what it owes.
-func unknownDebts(err error) error {
+func unknownDebts(stateDir string, err error) error {
 	var corrupt *journal.CorruptError
 	if !errors.As(err, &corrupt) {
 		return err
 	}
 	id := strings.TrimSuffix(filepath.Base(corrupt.Path), ".jsonl")
-	return fmt.Errorf("cannot tell what earlier runs still owe to the hosts: %w\n    hint: see what it did with runbook runs show %s, then move the file away; no host was touched", err, id)
+	return fmt.Errorf("cannot tell what earlier runs still owe to the hosts: %w\n    hint: see what it did with %s, then move the file away; no host was touched", err, commandLine(stateDir, "runs", "show", id))
 }
 
 // otherDebts are those of other runs: what the one that is resumed owes, it pays by going on.
@@ -174,7 +175,7 @@ func (r *record) closingPage(s engine.Summary, status string) string {
 	if s.Asked {
 		resume = "To go on, with the answer that is asked for above"
 	}
-	fmt.Fprintf(&b, "\n%s:\n  %s\nTo look closer:\n  %s\n", resume, r.command("resume"), r.command("runs", "show"))
+	fmt.Fprintf(&b, "\n%s:\n  %s\nTo look closer:\n  %s\n", resume, goOn(r.stateDir, r.writer.ID(), r.once), r.command("runs", "show"))
 	return b.String()
 }
 
@@ -195,17 +196,16 @@ func firstLines(text string, most int) string {
 // mostLines is how long a list on the closing page may be: what to type must be in sight.
 const mostLines = 12
 
+// warn says at the start what will be missing when the run is to be resumed.
+func (r *record) warn(stderr io.Writer) {
+	if len(r.once) > 0 {
+		fmt.Fprintf(stderr, "warning: %s: this run can be resumed only if it is given those values anew: %s\n", cannotReadAgain(r.once), goOn(r.stateDir, r.writer.ID(), r.once))
+	}
+}
+
 // command is what to type about the run, from wherever.
 func (r *record) command(verb ...string) string {
-	words := append([]string{"runbook"}, verb...)
-	if r.stateDir != "" {
-		dir, err := filepath.Abs(r.stateDir)
-		if err != nil {
-			dir = r.stateDir
-		}
-		words = append(words, "--state-dir", dir)
-	}
-	return shellLine(append(words, r.writer.ID()))
+	return commandLine(r.stateDir, append(verb, r.writer.ID())...)
 }
 
 // byText gathers the hosts of which the same is to be said.

@@ -22,6 +22,7 @@ type resumed struct {
 	records         []journal.Record
 	run             journal.Run
 	rerun, markDone []string
+	given           []string // values of -e
 	acceptChanges   bool
 	edited          []journal.Book // the books as they are now, where they are not what they were
 }
@@ -42,7 +43,10 @@ to say --rerun HOST/TASK or --mark-done HOST/TASK; TASK alone is that task on al
 its memory is checked again.
 
 A runbook that was edited meanwhile is compared task by task. --accept-changes goes on with the edited one: tasks that are new or differ are
-done, the others are taken from the record.`,
+done, the others are taken from the record.
+
+-e gives values that win over those of the same names from before. They are on record, for a further resume. A file of -e that cannot be
+read again, such as a shell's <(...), must be given anew.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id := ""
@@ -55,6 +59,10 @@ done, the others are taken from the record.`,
 					return err
 				}
 				stateDir = dir
+			}
+			var err error
+			if past.given, err = absolute(past.given); err != nil {
+				return err
 			}
 			return past.do(cmd, stateDir, id, func(f *jobFlags) {
 				f.stateDir = stateDir
@@ -69,6 +77,7 @@ done, the others are taken from the record.`,
 	flags.StringArrayVar(&past.rerun, "rerun", nil, "do this task, which was under way, once more: `HOST/TASK`, or TASK for all hosts; repeatable")
 	flags.StringArrayVar(&past.markDone, "mark-done", nil, "take this task, which was under way, for done: `HOST/TASK`, or TASK for all hosts; repeatable")
 	flags.BoolVar(&past.acceptChanges, "accept-changes", false, "go on although runbooks or arguments are not what they were")
+	addSettings(cmd, &past.given)
 	flags.CountVarP(&verbose, "verbose", "v", "show tasks that were ok or skipped too, and those on record; twice: diagnostics of connections")
 	flags.BoolVar(&diff, "diff", false, "show differences of texts")
 	flags.StringVar(&output, "output", "", "`FORM` of the report: text or json (JSON Lines)")
@@ -86,7 +95,7 @@ func (r *resumed) do(cmd *cobra.Command, stateDir, id string, adjust func(*jobFl
 	}
 	id = info.ID
 	if r.writer, r.records, err = journal.Open(stateDir, id); err != nil {
-		return err
+		return unreadable(stateDir, id, err)
 	}
 	closing := r.writer
 	defer func() { _ = closing.Close() }()
@@ -110,6 +119,10 @@ func (r *resumed) do(cmd *cobra.Command, stateDir, id string, adjust func(*jobFl
 	if err := verb.ParseFlags(r.run.Args[1:]); err != nil {
 		return fmt.Errorf("cannot resume %s: %w", id, err)
 	}
+	var lost []string
+	if flags.settings, lost = settingsAgain(r.run, r.records, flags.settings, r.given); len(lost) > 0 {
+		return fmt.Errorf("cannot resume %s as it was called: %s\n    hint: give those values anew: %s; no host was touched", id, cannotReadAgain(lost), goOn(stateDir, id, lost))
+	}
 	adjust(flags)
 	verb.SetOut(cmd.OutOrStdout())
 	verb.SetErr(cmd.ErrOrStderr())
@@ -122,15 +135,36 @@ func whichRun(stateDir, id string) (journal.Info, error) {
 	if err != nil {
 		return journal.Info{}, err
 	}
-	info, err := pickRun(runs, id, func(r journal.Info) bool { return r.Resumable })
-	if errors.Is(err, errNoRun) {
-		return info, errors.New("there is no run that could be resumed\n    hint: runbook runs lists those on record")
+	info, err := pickRun(stateDir, runs, id, func(r journal.Info) bool { return r.Resumable })
+	if id != "" {
+		return info, err
 	}
-	if later := slices.IndexFunc(runs, func(r journal.Info) bool { return r.Status == journal.Done }); err == nil && id == "" && later >= 0 && runs[later].Started.After(info.Started) {
-		// What an old run had still to do may by now be the wrong thing to do.
-		return info, fmt.Errorf("cannot tell that %s is meant: since then %s went through\n    hint: runbook resume %s, if it is", info.ID, runs[later].ID, info.ID)
+	// No run fits, or which one is to be resumed depends on what came later.
+	var why []string
+	for _, r := range runs {
+		if err == nil && r.ID == info.ID {
+			break
+		}
+		switch {
+		case r.Imported:
+		case r.Writer != nil:
+			why = append(why, r.Writer.Error())
+		case r.Status == journal.Corrupt:
+			why = append(why, "the record of "+r.ID+" is damaged")
+		case r.Status == journal.Done && err == nil:
+			// What an old run had still to do may by now be the wrong thing to do.
+			why = append(why, "since then "+r.ID+" went through")
+		}
 	}
-	return info, err
+	switch {
+	case err == nil && len(why) > 0:
+		return info, fmt.Errorf("cannot tell that %s is meant: %s\n    hint: %s, if it is", info.ID, why[0], commandLine(stateDir, "resume", info.ID))
+	case err != nil && len(why) > 0:
+		return info, errors.New("there is no run that could be resumed: " + strings.Join(why, "\n    and "))
+	case err != nil:
+		return info, fmt.Errorf("there is no run that could be resumed\n    hint: %s lists those on record", commandLine(stateDir, "runs"))
+	}
+	return info, nil
 }
 
 // fit compares the books with those of the record, and makes the record speak of today's tasks.

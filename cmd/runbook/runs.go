@@ -30,13 +30,13 @@ what the id begins with.
   runbook runs diff 20261126-10 20261127-09    what came out otherwise
   runbook runs export RUN -o run.jsonl         one file, to be read elsewhere: runbook runs import run.jsonl
   runbook runs prune --older-than 90d          forget old ones`,
-		Args: func(_ *cobra.Command, args []string) error {
+		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return nil
 			}
 			hint := "one of list, show, diff, prune, export, import"
 			if looksLikeRun(args[0]) {
-				hint = "runbook runs show " + transport.Quote(args[0])
+				hint = commandLine(stateDirOf(cmd), "runs", "show", args[0])
 			}
 			return fmt.Errorf("cannot tell what to do with %q\n    hint: %s", args[0], hint)
 		},
@@ -108,7 +108,8 @@ owed counts the handlers that were notified and have not run since; the next run
 // pastRun is a run as people ask for it.
 type pastRun struct {
 	journal.Info
-	debts []journal.Debt // what it still owes
+	stateDir string         // in which it was found
+	debts    []journal.Debt // what it still owes
 }
 
 // lookAtRuns lists the runs with what they owe.
@@ -121,7 +122,7 @@ func lookAtRuns(stateDir string, stderr io.Writer) ([]pastRun, error) {
 	tellAll(stderr, err) // of what is damaged; the others count
 	var runs []pastRun
 	for _, info := range infos {
-		r := pastRun{Info: info}
+		r := pastRun{Info: info, stateDir: stateDir}
 		for _, d := range debts {
 			if d.Run == info.ID && !info.Imported {
 				r.debts = append(r.debts, d)
@@ -208,7 +209,10 @@ func listText(stdout, stderr io.Writer, runs []pastRun) error {
 	for _, r := range runs {
 		took, resume, owed, hosts := "?", "", "", "?"
 		if r.Err == nil {
-			took, hosts = report.Duration(r.took()), fmt.Sprint(len(r.Run.Hosts))
+			took = report.Duration(r.took())
+		}
+		if !r.Started.IsZero() { // how it began is known
+			hosts = fmt.Sprint(len(r.Run.Hosts))
 		}
 		switch {
 		case r.Imported:
@@ -275,7 +279,7 @@ func listJSON(w io.Writer, runs []pastRun) error {
 }
 
 // pickRun finds the run that is meant: the id, or one that begins with it, or, without one, the last that fits.
-func pickRun(runs []journal.Info, id string, fits func(journal.Info) bool) (journal.Info, error) {
+func pickRun(stateDir string, runs []journal.Info, id string, fits func(journal.Info) bool) (journal.Info, error) {
 	var found []journal.Info
 	for _, r := range runs {
 		if r.ID == id || id == "" && fits(r) {
@@ -300,7 +304,7 @@ func pickRun(runs []journal.Info, id string, fits func(journal.Info) bool) (jour
 	case id == "":
 		return journal.Info{}, errNoRun
 	}
-	return journal.Info{}, fmt.Errorf("there is no record of a run %s\n    hint: runbook runs lists those there are; --state-dir names another place", id)
+	return journal.Info{}, fmt.Errorf("there is no record of a run %s\n    hint: %s lists those there are; --state-dir names another place", id, commandLine(stateDir, "runs"))
 }
 
 var errNoRun = errors.New("no run is on record")
@@ -311,7 +315,7 @@ func findRun(stateDir, id string) (journal.Info, error) {
 	if err != nil {
 		return journal.Info{}, err
 	}
-	return pickRun(runs, id, func(r journal.Info) bool { return !r.Imported })
+	return pickRun(stateDir, runs, id, func(r journal.Info) bool { return !r.Imported })
 }
 
 // shellLine is a command as it may be typed.
@@ -336,9 +340,16 @@ func damaged(stderr io.Writer, err error) error {
 // readable is what of a record can be read, and why the rest cannot.
 func readable(stateDir, id string) (records []journal.Record, broken error, err error) {
 	records, _, err = journal.Read(stateDir, id)
-	var corrupt *journal.CorruptError
-	if errors.As(err, &corrupt) && len(records) > 0 {
-		return records, corrupt, nil
+	if isCorrupt(err) && len(records) > 0 {
+		return records, err, nil
 	}
 	return records, nil, err
 }
+
+func isCorrupt(err error) bool {
+	var corrupt *journal.CorruptError
+	return errors.As(err, &corrupt)
+}
+
+// stateDirOf is what was given to a verb that has --state-dir.
+func stateDirOf(cmd *cobra.Command) string { return cmd.Flag("state-dir").Value.String() }

@@ -38,7 +38,7 @@ The exit code is 0 if they differ in nothing but times, and 2 otherwise.`,
 					return damaged(cmd.ErrOrStderr(), err)
 				}
 				broken = cmp.Or(broken, cut)
-				sides[i] = newSide(pastRun{Info: info}, records)
+				sides[i] = newSide(pastRun{Info: info, stateDir: stateDir}, records)
 			}
 			differ := diffRuns(cmd.OutOrStdout(), sides[0], sides[1])
 			switch {
@@ -62,11 +62,12 @@ type side struct {
 	ends   map[journal.Key]*journal.End // the last of each
 	order  []journal.Key
 	open   map[journal.Key]string // under way, with its name
+	labels map[journal.Key]string // of items
 	looped map[journal.Key]bool
 }
 
 func newSide(past pastRun, records []journal.Record) *side {
-	s := &side{past: past, run: *records[0].Run, ends: map[journal.Key]*journal.End{}, open: map[journal.Key]string{}}
+	s := &side{past: past, run: *records[0].Run, ends: map[journal.Key]*journal.End{}, open: map[journal.Key]string{}, labels: map[journal.Key]string{}}
 	s.looped = playsOf(s.run, records).looped
 	for _, r := range records {
 		if r.End != nil {
@@ -74,10 +75,12 @@ func newSide(past pastRun, records []journal.Record) *side {
 				s.order = append(s.order, r.End.Key)
 			}
 			s.ends[r.End.Key] = r.End
+			s.labels[r.End.Key] = r.End.Label
 		}
 	}
 	for _, r := range underWay(records) {
 		s.open[r.Begin.Key] = r.Begin.Name
+		s.labels[r.Begin.Key] = r.Begin.Label
 		if s.ends[r.Begin.Key] == nil {
 			s.order = append(s.order, r.Begin.Key)
 		}
@@ -118,7 +121,9 @@ func (s *side) name(key journal.Key) string {
 	if isHandler(key.Task) {
 		name += " (handler)"
 	}
-	if s.looped[wholeTask(key)] {
+	if label := s.labels[key]; label != "" {
+		name += " [" + label + "]"
+	} else if s.looped[wholeTask(key)] {
 		name += " [" + itemName(key.Item) + "]"
 	}
 	if key.Nth > 1 {
@@ -151,8 +156,11 @@ func diffRuns(w io.Writer, a, b *side) (differ bool) {
 	books, same := diffBooks(a.run.Books, b.run.Books)
 	add("runbooks", books)
 	add("hosts", diffLists(a.run.Hosts, b.run.Hosts))
-	verdicts, times := diffTasks(a, b, same)
+	verdicts, times, texts := diffTasks(a, b, same)
 	add("tasks", verdicts)
+	if texts {
+		add("to see the texts", []string{commandLine(a.past.stateDir, "runs", "show", "--diff", a.past.ID), commandLine(b.past.stateDir, "runs", "show", "--diff", b.past.ID)})
+	}
 	differ = len(sections) > 0
 	add("times", times)
 	for _, s := range sections {
@@ -239,7 +247,7 @@ func diffBooks(a, b []journal.Book) (lines []string, same map[string]string) {
 }
 
 // diffTasks compares what both runs did. Of a book, a task or a host that only one has it has been told.
-func diffTasks(a, b *side, same map[string]string) (lines, times []string) {
+func diffTasks(a, b *side, same map[string]string) (lines, times []string, texts bool) {
 	met := map[journal.Key]bool{}
 	inB := map[string]bool{} // tasks of b that a has
 	for _, id := range same {
@@ -262,10 +270,11 @@ func diffTasks(a, b *side, same map[string]string) (lines, times []string) {
 		if a.verdict(key) != b.verdict(other) {
 			lines = append(lines, where+outcomeText(a, key)+" → "+outcomeText(b, other))
 		} else if x, y := report.Summary(was.Changes), report.Summary(is.Changes); x != y || !slices.Equal(was.Changes, is.Changes) {
+			what := x + " → " + y
 			if x == y {
-				x, y = "texts that differ", "see runbook runs show --diff"
+				what, texts = x+", with other texts", true
 			}
-			lines = append(lines, where+a.verdict(key)+": "+x+" → "+y)
+			lines = append(lines, where+a.verdict(key)+": "+what)
 		} else if firstLine(was.Msg) != firstLine(is.Msg) && was.Status == report.Failed {
 			lines = append(lines, where+a.verdict(key)+": "+firstLine(was.Msg)+" → "+firstLine(is.Msg))
 		}
@@ -278,7 +287,7 @@ func diffTasks(a, b *side, same map[string]string) (lines, times []string) {
 			lines = append(lines, key.Host+"  "+b.name(key)+": not in A; "+outcomeText(b, key)+" in B")
 		}
 	}
-	return lines, times
+	return lines, times, texts
 }
 
 func firstLine(text string) string {

@@ -153,13 +153,8 @@ written as far as it has come.`,
 			} else {
 				err = newFile(out, func(w io.Writer) error { return journal.Export(stateDir, info.ID, w) })
 			}
-			var corrupt *journal.CorruptError
-			var format *journal.FormatError
-			if errors.As(err, &corrupt) || errors.As(err, &format) {
-				return damaged(cmd.ErrOrStderr(), fmt.Errorf("%w\n    hint: runbook runs show %s shows what can be read", err, info.ID))
-			}
 			if err != nil {
-				return damaged(cmd.ErrOrStderr(), err)
+				return damaged(cmd.ErrOrStderr(), unreadable(stateDir, info.ID, err))
 			}
 			return nil
 		},
@@ -173,7 +168,7 @@ written as far as it has come.`,
 // runsNamed is cobra's argument check of verbs that need so many runs.
 func runsNamed(cmd *cobra.Command, args []string, n int) error {
 	if len(args) != n {
-		return fmt.Errorf("cannot %s %s: it takes %d\n    hint: runbook runs lists those there are", cmd.Name(), count(len(args), "run"), n)
+		return fmt.Errorf("cannot %s %s: it takes %d\n    hint: %s lists those there are", cmd.Name(), count(len(args), "run"), n, commandLine(stateDirOf(cmd), "runs"))
 	}
 	return nil
 }

@@ -53,7 +53,7 @@ Of a damaged record all is shown that stands before the damage, with exit code 1
 			} else {
 				debts, err := journal.Debts(stateDir, nil)
 				debts = slices.DeleteFunc(debts, func(d journal.Debt) bool { return d.Run != info.ID || info.Imported })
-				showRun(stdout, pastRun{Info: info, debts: debts}, records, broken, diff)
+				showRun(stdout, pastRun{Info: info, stateDir: stateDir, debts: debts}, records, broken, diff)
 				if broken == nil {
 					tellAll(cmd.ErrOrStderr(), err) // of another record
 				}
@@ -117,6 +117,9 @@ func showRun(w io.Writer, r pastRun, records []journal.Record, broken error, dif
 	}
 	told.end(r, records, broken)
 	showOwed(w, r, records)
+	if closing := records[len(records)-1].Close; r.Resumable && broken == nil && (closing == nil || closing.Text == "") {
+		fmt.Fprintf(w, "\nTo go on:\n  %s\n", goOn(r.stateDir, r.ID, lostSettings(run, records)))
+	}
 }
 
 func statusSentence(r pastRun, broken error) string {
@@ -162,13 +165,19 @@ func playsOf(run journal.Run, records []journal.Record) *plays {
 		}
 	}
 	for _, r := range records {
-		if r.End != nil {
-			// The record knows items by their place in the loop, and a task without a loop has the first.
-			p.looped[wholeTask(r.End.Key)] = p.looped[wholeTask(r.End.Key)] || r.End.Item != "" && r.End.Item != "0"
-			at := placeOf(r.End.Task)
-			if !slices.Contains(p.hosts[at], r.End.Host) {
-				p.hosts[at] = append(p.hosts[at], r.End.Host)
-			}
+		var key journal.Key
+		switch {
+		case r.Begin != nil:
+			key = r.Begin.Key
+		case r.End != nil:
+			key = r.End.Key
+		default:
+			continue
+		}
+		// The record knows items by their place in the loop, and a task without a loop has the first.
+		p.looped[wholeTask(key)] = p.looped[wholeTask(key)] || key.Item != "" && key.Item != "0"
+		if at := placeOf(key.Task); !slices.Contains(p.hosts[at], key.Host) {
+			p.hosts[at] = append(p.hosts[at], key.Host)
 		}
 	}
 	order := map[string]int{}
@@ -202,7 +211,9 @@ func (t *retelling) record(r journal.Record) {
 	switch {
 	case r.End != nil:
 		t.head(r.End.Task)
-		t.text.Event(endEvent(r.End, t.plays.looped[wholeTask(r.End.Key)]))
+		e, result := t.event(r.End.Key, r.End.Name, r.End.Label, r.End.On), resultOf(r.End)
+		e.Result = &result
+		t.text.Event(e)
 	case r.Note != nil:
 		t.note(report.Event{}, r.Note.Text)
 	case r.Settled != nil:
@@ -224,6 +235,9 @@ func (t *retelling) record(r journal.Record) {
 		}
 		for _, task := range r.Resume.MarkDone {
 			words = append(words, "--mark-done "+shellLine([]string{task}))
+		}
+		for _, setting := range r.Resume.Settings {
+			words = append(words, "-e "+shellLine([]string{setting}))
 		}
 		t.text.Heading("RESUMED", strings.Join(words, " "))
 		t.at = nil
@@ -257,15 +271,12 @@ func wholeTask(key journal.Key) journal.Key {
 	return key
 }
 
-// endEvent is the event that told an end.
-func endEvent(end *journal.End, looped bool) report.Event {
-	e := report.Event{Kind: report.TaskEnd, Task: end.Name, Item: end.Label, Host: end.Host, On: end.On, Handler: isHandler(end.Task)}
-	if looped && e.Item == "" {
-		e.Item = itemName(end.Item)
+// event is what is told of a task on a host, without how it came out.
+func (t *retelling) event(key journal.Key, name, label, on string) report.Event {
+	if label == "" && t.plays.looped[wholeTask(key)] {
+		label = itemName(key.Item)
 	}
-	result := resultOf(end)
-	e.Result = &result
-	return e
+	return report.Event{Kind: report.TaskEnd, Task: name, Item: label, Host: key.Host, On: on, Handler: isHandler(key.Task)}
 }
 
 func itemName(index string) string {
@@ -294,8 +305,9 @@ func (t *retelling) end(r pastRun, records []journal.Record, broken error) {
 		if r.Status == journal.Running && broken == nil {
 			text, seconds = "since "+localTime(begun.Time), time.Since(begun.Time).Seconds()
 		}
-		t.text.Event(report.Event{Kind: report.TaskEnd, Task: begun.Begin.Name, Item: begun.Begin.Label, Host: begun.Begin.Host, On: begun.Begin.On, Handler: isHandler(begun.Begin.Task),
-			Result: &report.Result{Status: report.UnderWay, Msg: text, Seconds: max(seconds, 0)}})
+		e := t.event(begun.Begin.Key, begun.Begin.Name, begun.Begin.Label, begun.Begin.On)
+		e.Result = &report.Result{Status: report.UnderWay, Msg: text, Seconds: max(seconds, 0)}
+		t.text.Event(e)
 	}
 	var totals []report.Total
 	if last.Close == nil || json.Unmarshal(last.Close.Totals, &totals) != nil {

@@ -19,7 +19,7 @@ func newShow() *cobra.Command {
 		Args:              oneBook,
 		ValidArgsFunction: completeBook,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			src, err := findBook(args[0])
+			src, err := findBook(args[0], "")
 			if err != nil {
 				return err
 			}

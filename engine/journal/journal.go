@@ -158,7 +158,8 @@ type Resume struct {
 	Controller string   `json:"controller"`
 	Rerun      []string `json:"rerun,omitempty"`
 	MarkDone   []string `json:"mark_done,omitempty"`
-	Books      []Book   `json:"books,omitempty"` // as they were from here on, where they had been edited
+	Settings   []string `json:"settings,omitempty"` // values of -e that were given; no secret can be in them
+	Books      []Book   `json:"books,omitempty"`    // as they were from here on, where they had been edited
 }
 
 // The ways in which a run is closed.

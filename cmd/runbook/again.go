@@ -1,0 +1,116 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"runbook/engine/journal"
+	"runbook/engine/report"
+)
+
+// commandLine is a command of this program that may be typed in any directory and another shell: it names the state directory if
+// that is not the one which everybody has without saying so.
+func commandLine(stateDir string, words ...string) string {
+	words = append([]string{"runbook"}, words...)
+	home, _ := os.UserHomeDir()
+	usual := filepath.Join(home, ".local", "state", "runbook")
+	here, _ := journal.Where("")
+	if dir, err := journal.Where(stateDir); err == nil && (dir != usual || here != usual) {
+		words = append(words, "--state-dir", dir)
+	}
+	return shellLine(words)
+}
+
+// goOn is the command that resumes a run, to which values are to be given again.
+func goOn(stateDir, id string, lost []string) string {
+	return commandLine(stateDir, "resume", id) + strings.Repeat(" -e @FILE", len(lost))
+}
+
+// unreadable adds how to look at a record that is damaged.
+func unreadable(stateDir, id string, err error) error {
+	if !isCorrupt(err) {
+		return err
+	}
+	return fmt.Errorf("%w\n    hint: %s shows what can be read", err, commandLine(stateDir, "runs", "show", id))
+}
+
+// readOnce are those arguments of -e, of a program that was started in dir, that cannot be read again: they name files that are gone, pipes, or
+// what has another meaning in each process.
+func readOnce(dir string, settings []string) []string {
+	var once []string
+	for _, s := range settings {
+		file, ok := strings.CutPrefix(s, "@")
+		if !ok {
+			continue
+		}
+		if !filepath.IsAbs(file) {
+			file = filepath.Join(dir, file)
+		}
+		file = filepath.Clean(file)
+		info, err := os.Stat(file)
+		if err != nil || !info.Mode().IsRegular() || strings.HasPrefix(file, "/dev/") || strings.HasPrefix(file, "/proc/") {
+			once = append(once, s)
+		}
+	}
+	return once
+}
+
+// settingsAgain are the arguments of -e with which a run goes on: those of its start, of each resume on record, and those given now, of which
+// the later ones win. Files that cannot be read again are left out. lost are those in whose place no file was given later.
+func settingsAgain(run journal.Run, records []journal.Record, called, given []string) (settings, lost []string) {
+	again := func(args, gone []string) {
+		if slices.ContainsFunc(args, func(s string) bool { return strings.HasPrefix(s, "@") }) {
+			lost = gone
+		}
+		for _, s := range args {
+			if !slices.Contains(gone, s) {
+				settings = append(settings, s)
+			}
+		}
+	}
+	again(called, readOnce(run.Dir, called))
+	for _, r := range records {
+		if r.Resume != nil {
+			again(r.Resume.Settings, readOnce(run.Dir, r.Resume.Settings))
+		}
+	}
+	again(given, nil)
+	return settings, lost
+}
+
+// lostSettings are the arguments of -e that whoever resumes a run has to give again.
+func lostSettings(run journal.Run, records []journal.Record) []string {
+	if len(run.Args) == 0 {
+		return nil
+	}
+	verb, flags := runVerb()
+	if err := verb.ParseFlags(run.Args[1:]); err != nil {
+		return nil
+	}
+	_, lost := settingsAgain(run, records, flags.settings, nil)
+	return lost
+}
+
+// absolute are arguments of -e that mean the same in another directory.
+func absolute(settings []string) ([]string, error) {
+	var out []string
+	for _, s := range settings {
+		if file, ok := strings.CutPrefix(s, "@"); ok {
+			path, err := filepath.Abs(file)
+			if err != nil {
+				return nil, err
+			}
+			s = "@" + path
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+// cannotReadAgain says what is lost.
+func cannotReadAgain(lost []string) string {
+	return report.Clean(fmt.Sprintf("-e %s cannot be read again", strings.Join(lost, ", -e ")))
+}
