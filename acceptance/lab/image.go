@@ -29,7 +29,7 @@ var Installed = []string{
 }
 
 // Available are the packages that a host can install without a network, with what they depend on.
-var Available = []string{"stunnel4", "voms-server", "voms-mysql-plugin", "voms-clients", "libfaketime"}
+var Available = []string{"stunnel4", "voms-server", "voms-mysql-plugin", "voms-clients", "libfaketime", "libpam-systemd", "dbus-user-session"}
 
 // Passwords of the hosts' logins. The hosts cannot be reached from anywhere but their lab.
 const (

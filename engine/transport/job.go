@@ -325,7 +325,7 @@ func (w *jobWatch) look(ctx context.Context, start *jobStart) (jobFound, error) 
 	case why == "cancel":
 		f.state, f.why = JobLost, "it was ended on request"
 	case why == "signal":
-		f.state, f.why = JobLost, "a signal ended it from outside, such as at a shutdown"
+		f.state, f.why = JobLost, "a signal ended it from outside, as at a shutdown, or when its user logs out of a host that ends what users leave behind"
 	case status == "gone":
 		f.state, f.why = JobLost, "its processes were killed"
 	default:

@@ -4,7 +4,8 @@ package transport
 // is /var/lib/runbook/jobs, that of others is in their home, or in /var/tmp for accounts without one. Only one that belongs to the
 // user is believed. A job's directory holds
 //
-//	pid      the supervisor's number, when it was started (the kernel's ticks), the host's boot id, seconds since 1970
+//	pid      the supervisor's number, when it was started (the kernel's ticks), the host's boot id, seconds since that boot: the
+//	         host's clock may be set while a job runs
 //	out err  what the command wrote, up to a limit. Of what came after it NAME.over is the number of bytes, and NAME.more, behind
 //	         NAME.last, the end: a few megabytes at most, for those who want to see how far it is
 //	rc       its exit status; it is there only when it is whole
@@ -58,6 +59,12 @@ alive() { # does the supervisor live, or anything that it started and left behin
 	unset IFS
 	return 1
 }
+age() { # sets age to the seconds since the job's start; 0 if the host was started since
+	age=0 up=0
+	{ read -r up _ </proc/uptime; } 2>/dev/null
+	from=${since%%.*}
+	[ "$now" != "$boot" ] || age=$((${up%%.*} - ${from:-0}))
+}
 state() {
 	status=running rc=- now= boot=
 	if [ ! -e "$job/rc" ] && ! alive && [ ! -e "$job/rc" ]; then
@@ -68,7 +75,9 @@ state() {
 		status=ended
 		read -r rc <"$job/rc"
 		{ read -r leader ticks boot since <"$job/pid"; } 2>/dev/null
+		read -r now </proc/sys/kernel/random/boot_id
 	fi
+	age
 	why=-
 	if [ -s "$job/cut" ]; then read -r why <"$job/cut"; fi
 }
@@ -109,6 +118,10 @@ begin() {
 	# What starters that were killed left, and jobs that nobody has asked for in a month.
 	( find "$root" -mindepth 1 -maxdepth 1 -type d \( -name '.new.*' -o -name '.old.*' \) -mmin +60 -exec rm -rf {} +
 	find "$root" -mindepth 1 -maxdepth 1 -type d ! -name '.*' -mtime +30 | while read -r job; do
+		now= boot= since=0
+		{ read -r leader ticks boot since <"$job/pid"; read -r now </proc/sys/kernel/random/boot_id; } 2>/dev/null
+		age
+		[ "$now" != "$boot" ] || [ $age -gt 2592000 ] || continue # whatever the clock says
 		[ -e "$job/rc" ] || ! alive || continue
 		mv -T "$job" "$root/.old.$$" && rm -rf "$root/.old.$$"
 	done ) </dev/null >/dev/null 2>&1 &
@@ -134,7 +147,7 @@ over out
 more=$over
 over err
 set -- $(stat -c %s "$job/out" "$job/err" 2>/dev/null) 0 0
-printf 'job %s %s %s %s %s %s %s %s %s\n' $status "$rc" "$why" $(($(date +%s) - since)) $1 $2 $more $over $found
+printf 'job %s %s %s %s %s %s %s %s %s\n' $status "$rc" "$why" $age $1 $2 $more $over $found
 part() { # FILE FROM SIZE OVER
 	n=$(($3 - $2))
 	if [ $n -gt $max ]; then
@@ -153,7 +166,9 @@ exit 0
 
 // jobSupervisor is the process that owns a job: ID NEW JOB MASK LIMIT. %s is the command as the inside of a subshell, with its input
 // on descriptor 7 and its script on 8. Both are without a name by then, so that no secret stays behind whatever happens. Where root has
-// a systemd, the job leaves the session that it was started from: nothing that ends a session, or restarts sshd, reaches it.
+// a systemd, the job leaves the session that it was started from: nothing that ends a session, or restarts sshd, reaches it. So does
+// that of a user who lingers, that is whose own systemd does not end when he logs out. The jobs of other users end with their session if
+// logind kills what they leave behind (KillUserProcesses).
 //
 // The command writes into pipes, which have no names either. A process for each keeps the first LIMIT bytes, and counts and drops what
 // comes after; it writes what it reads at once, and ends with the pipe's last writer. A signal meant for the command does not end it.
@@ -164,8 +179,9 @@ const jobSupervisor = `id=$1 new=$2 job=$3 mask=$4 limit=$5 cut= keepers=
 trap 'cut=signal' HUP INT TERM
 read -r line </proc/$$/stat
 read -r boot </proc/sys/kernel/random/boot_id
+read -r up _ </proc/uptime
 set -- ${line##*) }
-printf '%%s %%s %%s %%s\n' $$ "${20}" "$boot" "$(date +%%s)" >"$new/pid" && : >"$new/out" && : >"$new/err" &&
+printf '%%s %%s %%s %%s\n' $$ "${20}" "$boot" "$up" >"$new/pid" && : >"$new/out" && : >"$new/err" &&
 	mkfifo "$new/out.pipe" "$new/err.pipe" || exit
 keep() {
 	trap '' HUP INT TERM
@@ -192,9 +208,15 @@ exec 7<"$new/in" 8<"$new/script" 5<>"$new/out.pipe" 6>"$new/out.pipe" 9<"$new/ou
 rm -f "$new/in" "$new/script" "$new/run" "$new/out.pipe" "$new/err.pipe"
 mv -T "$new" "$job" 2>/dev/null || { rm -rf "$new"; exit; }
 sync "$job/pid" "$job" "${job%%/*}" 2>/dev/null || sync
-if [ -d /run/systemd/system ] && [ "$(id -u)" = 0 ] && timeout 10 busctl call org.freedesktop.systemd1 /org/freedesktop/systemd1 \
-	org.freedesktop.systemd1.Manager StartTransientUnit 'ssa(sv)a(sa(sv))' "runbook-job-$id.scope" fail \
-	2 PIDs au 1 $$ Description s "runbook job $id" 0 >/dev/null 2>&1; then
+uid=$(id -u) bus=
+if [ $uid = 0 ]; then
+	bus=--system
+elif [ -e "/var/lib/systemd/linger/$(id -un)" ]; then
+	bus=--user
+fi
+if [ "$bus" ] && [ -d /run/systemd/system ] && XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/run/user/$uid} timeout 10 busctl $bus call \
+	org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager StartTransientUnit 'ssa(sv)a(sa(sv))' \
+	"runbook-job-$id.scope" fail 2 PIDs au 1 $$ Description s "runbook job $id" 0 >/dev/null 2>&1; then
 	for pause in 0.01 0.02 0.05 0.1 0.2 0.5 1; do
 		grep -q "/runbook-job-$id.scope" /proc/$$/cgroup && break
 		sleep $pause || sleep 1
