@@ -31,6 +31,7 @@ const DefaultForks = 20
 type Source struct {
 	FS   fs.FS
 	Path string // within FS
+	File string // where it lies, absolute; "" for one that is part of the program
 }
 
 // Setting is one variable given on the command line.
@@ -95,9 +96,8 @@ type Summary struct {
 	Totals      []report.Total // per host, in the order of the inventory
 	Interrupted bool           // it was ended before it was through
 	Stopped     bool           // a play could not go on
-	Asked       bool           // a task that was under way needs a person
+	Questions   []Question     // what only a person can decide
 	Halted      string         // why it ended itself, such as a record that cannot be written
-	Owed        []journal.Owed // handlers that were notified and have not run
 	State       []string       // how things are after a run that failed, as the plays with on_failure say
 	Failures    []Failure      // hosts that took no further part, in the order of the inventory
 	Elapsed     time.Duration
@@ -109,6 +109,15 @@ type Failure struct {
 	Unreachable     bool
 	HeldBack        string // the play in which it had no turn, as the batch before it was lost; Task is ""
 }
+
+// Question is what a run that was resumed has to ask before it goes on with a task on a host.
+type Question struct {
+	Host, Task string
+	Accept     bool // whether its arguments are meant: AcceptChanges; otherwise whether it was done: Rerun or MarkDone
+}
+
+// Asked reports whether the run needs a person.
+func (s Summary) Asked() bool { return len(s.Questions) > 0 }
 
 // Failed reports whether a task failed, a host was unreachable or a play was stopped.
 func (s Summary) Failed() bool {

@@ -227,7 +227,7 @@ func (p *playRun) judge(t *task, env *vars.Stack, out *outcome) {
 	if out.values == nil {
 		out.values = common(out.result, nil)
 	}
-	if out.lost || out.notRun || out.result.Status == report.Unknown || out.result.Status == report.Skipped {
+	if out.final() || out.notRun || out.result.Status == report.Unknown || out.result.Status == report.Skipped {
 		return
 	}
 	after := resultEnv(t, env, out.values)
@@ -324,7 +324,7 @@ func (p *playRun) arguments(t *task, env *vars.Stack) (args map[string]any, late
 			if err == nil {
 				err = knownValue(v)
 			}
-			if notKnown := (*vars.UnknownError)(nil); errors.As(err, &notKnown) && a.late {
+			if notKnown := (*vars.UnknownError)(nil); errors.As(err, &notKnown) && a.late && p.job.Check {
 				late[a.name] = notKnown.Because
 				continue
 			}

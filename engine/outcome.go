@@ -24,13 +24,18 @@ type outcome struct {
 	restored bool    // it comes from the record of an earlier part of the run
 	notified []*task // the handlers that it notified
 	doing    *doing
-	open     bool // nobody knows whether it was done, so it has no end on record
+	open     bool // it is not settled whether it was done, so it has no end on record, and nothing follows from it
+	unseen   bool // a person took it for done, so what it returned is not known
+	ended    bool // the run was ended while it waited: it is on record, and nothing follows from it
 	notRun   bool // check mode: declared to change nothing, so there is nothing to judge
 }
 
 func (o *outcome) changed() bool {
 	return o.result.Status == report.Changed || o.result.Status == report.WouldChange
 }
+
+// final reports whether its host takes no further part, whatever the book says of failures.
+func (o *outcome) final() bool { return o.open || o.ended || o.lost }
 
 // paid are the handlers of an outcome on record that another run has run since.
 func (o *outcome) paid() []string {
@@ -60,6 +65,9 @@ func rank(o outcome) int {
 	case report.Unreachable:
 		return 6
 	case report.Failed:
+		if o.final() {
+			return 6
+		}
 		if o.result.Ignored {
 			return 2
 		}

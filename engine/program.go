@@ -14,6 +14,19 @@ type program struct {
 	books []*book
 }
 
+// hosts are those that some play is for.
+func (p *program) hosts() map[string]bool {
+	used := map[string]bool{}
+	for _, b := range p.books {
+		for _, play := range b.plays {
+			for _, h := range play.hosts {
+				used[h.Name] = true
+			}
+		}
+	}
+	return used
+}
+
 // book is a compiled runbook.
 type book struct {
 	spec   *spec.Book

@@ -24,22 +24,28 @@ import (
 // that has its end is not done again, its outcome comes from the record. Loops, blocks, rescues, handlers and registered results come
 // back by themselves that way. What has a beginning and no end was under way: Check decides, and where it cannot tell, a person does.
 
-// Program describes what a job would run, task by task, for its record. The error is spec.Errors.
-func Program(job Job) ([]journal.Book, error) {
+// Program describes what a job would run, task by task, and on which hosts, for its record. The error is spec.Errors.
+func Program(job Job) (books []journal.Book, hosts []string, err error) {
 	if job.Masker == nil {
 		job.Masker = &secret.Masker{}
 	}
 	p, errs := compile(&job)
 	if len(errs) > 0 {
-		return nil, errs
+		return nil, nil, errs
 	}
-	return p.describe(&job), nil
+	used := p.hosts()
+	for _, h := range job.Inventory.Hosts() {
+		if used[h.Name] {
+			hosts = append(hosts, h.Name)
+		}
+	}
+	return p.describe(&job), hosts, nil
 }
 
 func (p *program) describe(job *Job) []journal.Book {
 	var books []journal.Book
 	for i, b := range p.books {
-		book := journal.Book{Path: job.Books[i].Path, Title: b.spec.Title}
+		book := journal.Book{Path: job.Books[i].Path, File: job.Books[i].File, Title: b.spec.Title}
 		for _, play := range b.plays {
 			for _, t := range allTasks(play) {
 				book.Tasks = append(book.Tasks, journal.Task{ID: recordID(i, t), Play: play.title, Name: t.label(), Digest: taskDigest(t.spec)})
@@ -109,13 +115,15 @@ func taskDigest(ts *spec.Task) string {
 type memo struct {
 	mu    sync.Mutex
 	ends  map[journal.Key]*journal.End
+	taken map[journal.Key]bool           // those of ends that an item of today has
 	begun map[journal.Key]*journal.Begin // without an end
+	half  map[journal.Key]bool           // it failed when it had begun
 	facts map[string]*journal.Facts
 	boots map[string]string // boot id by host, as it was last
 }
 
 func newMemo(past []journal.Record) *memo {
-	m := &memo{ends: map[journal.Key]*journal.End{}, begun: map[journal.Key]*journal.Begin{}, facts: map[string]*journal.Facts{}, boots: map[string]string{}}
+	m := &memo{ends: map[journal.Key]*journal.End{}, taken: map[journal.Key]bool{}, half: map[journal.Key]bool{}, begun: map[journal.Key]*journal.Begin{}, facts: map[string]*journal.Facts{}, boots: map[string]string{}}
 	rests := based(past)
 	for _, r := range past {
 		switch {
@@ -128,8 +136,11 @@ func newMemo(past []journal.Record) *memo {
 			delete(m.ends, r.End.Key)
 		case r.End != nil:
 			delete(m.begun, r.End.Key)
-			if delete(m.ends, r.End.Key); stands(r.End) {
+			delete(m.ends, r.End.Key)
+			if delete(m.half, r.End.Key); stands(r.End) {
 				m.ends[r.End.Key] = r.End
+			} else if r.End.Effect {
+				m.half[r.End.Key] = true
 			}
 		case r.Facts != nil:
 			if len(r.Facts.Values) > 0 && rests(r.Facts.Host, "", r.N) {
@@ -195,9 +206,14 @@ func playOf(task string) string {
 	return play
 }
 
-// did reports whether a task was done on a host.
+// did reports whether a task was done on a host, or begun.
 func (m *memo) did(task, host string) bool {
 	for key := range m.ends {
+		if key.Task == task && key.Host == host {
+			return true
+		}
+	}
+	for key := range m.begun {
 		if key.Task == task && key.Host == host {
 			return true
 		}
@@ -214,17 +230,26 @@ type doing struct {
 	forget  func(context.Context) error
 	restore *journal.End
 	halfway *journal.Begin // it was under way when an earlier part of the run ended
+	half    bool           // it failed in an earlier part, when it had begun
+	owes    []string       // handlers that it has notified in an earlier part
 }
 
 // doingOf counts how often this item of the task is done on the host in this run.
 func (p *playRun) doingOf(t *task, h *hostRun, index int) *doing {
+	d := &doing{Key: p.next(t, h, index)}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.done[d.Task+" "+d.Item]++
+	return d
+}
+
+// next is what the next doing of this item of the task will be called.
+func (p *playRun) next(t *task, h *hostRun, index int) journal.Key {
 	key := journal.Key{Task: p.taskID(t), Host: h.host.Name, Item: fmt.Sprint(index)}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	counted := key.Task + " " + key.Item
-	h.done[counted]++
-	key.Nth = h.done[counted]
-	return &doing{Key: key}
+	key.Nth = h.done[key.Task+" "+key.Item] + 1
+	return key
 }
 
 // taskID is the name of a task in the record: the runbook's place in the job, and the task's in the runbook.
@@ -235,20 +260,68 @@ func (p *playRun) taskID(t *task) string {
 func recordID(book int, t *task) string { return fmt.Sprintf("%d:%s", book+1, t.id) }
 
 // recall looks up what the record says of a doing whose arguments are known now. changed says that they were others then.
-func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args map[string]any, late map[string]string) (changed bool) {
-	d.digest = digestOf([]any{t.spec.Module, target.host.Name, user, public(args), late})
-	p.memo.mu.Lock()
-	defer p.memo.mu.Unlock()
-	end, begun := p.memo.ends[d.Key], p.memo.begun[d.Key]
-	switch {
-	case begun != nil:
+func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args map[string]any, late, environment map[string]string) (changed bool) {
+	d.digest = digestOf([]any{t.spec.Module, target.host.Name, user, public(args), late, environment})
+	m := p.memo
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	begun := m.begun[d.Key]
+	d.half = m.half[d.Key]
+	if begun != nil {
 		d.halfway = begun // with other arguments too: nobody knows what it did
 		return begun.Digest != d.digest
-	case end != nil && end.Digest != d.digest:
+	}
+	end := m.ends[d.Key]
+	if end == nil || end.Digest != d.digest {
+		if same := m.item(d); same != nil {
+			end = same
+		}
+	}
+	if end == nil {
+		return false
+	}
+	d.owes = end.Owes()
+	if end.Digest != d.digest {
 		return true
 	}
+	m.taken[end.Key] = true
 	d.restore = end
 	return false
+}
+
+// item finds an item with the same arguments at another place in the loop, which may have been edited. Who calls it holds mu.
+func (m *memo) item(d *doing) *journal.End {
+	for key, end := range m.ends {
+		if end.Digest == d.digest && !m.taken[key] && key.Task == d.Task && key.Host == d.Host && key.Nth == d.Nth && key.Item != d.Item {
+			return end
+		}
+	}
+	return nil
+}
+
+// passedOver deals with a task whose condition does not hold although the record says that it was done, or begun: that is asked, and what it has
+// notified is owed still.
+func (p *playRun) passedOver(t *task, h *hostRun, index int, out *outcome) {
+	key := p.next(t, h, index)
+	p.memo.mu.Lock()
+	end, begun := p.memo.ends[key], p.memo.begun[key]
+	p.memo.mu.Unlock()
+	if p.job.Check || begun == nil && (end == nil || !end.Effect) {
+		return
+	}
+	if !p.job.AcceptChanges {
+		because := out.result.Because
+		*out = fail("it is to be skipped now, though the run that is resumed has begun it: resume with --accept-changes if that is meant (%s)", because)
+		p.ask(Question{Host: h.host.Name, Task: t.label(), Accept: true})
+		out.open = true
+		return
+	}
+	out.doing = &doing{Key: key}
+	if end != nil {
+		out.doing.owes = end.Owes()
+	} else {
+		out.doing.owes = begun.Notify
+	}
 }
 
 // public is arguments as a digest may know them: of a text that holds secrets what is around them.
@@ -267,15 +340,15 @@ func public(args map[string]any) map[string]any {
 	return out
 }
 
-// past is the outcome on record, if it can be had from there: what held secrets is looked at again. again says
-// that the host has started anew since, so that Check has to find whether it still stands.
-func (p *playRun) past(ctx context.Context, d *doing, t *task, target *hostRun, user string, args map[string]any, late map[string]string) (out *outcome, again bool, stop *outcome) {
+// past is the outcome on record, if it can be had from there. again says that Check has to find whether it still stands: the host has
+// started anew since, or the task was given a secret, of which the record cannot tell whether it is the same.
+func (p *playRun) past(ctx context.Context, d *doing, t *task, target *hostRun, user string, args map[string]any, late, environment map[string]string) (out *outcome, again bool, stop *outcome) {
 	if d.Nth == 0 || p.job.Check {
 		return nil, false, nil
 	}
-	if p.recall(d, t, target, user, args, late) && !p.job.AcceptChanges {
+	if p.recall(d, t, target, user, args, late, environment) && !p.job.AcceptChanges {
 		out := fail("its arguments are not what they were in the run that is resumed: resume with --accept-changes if that is meant")
-		p.ask()
+		p.ask(Question{Host: d.Host, Task: t.label(), Accept: true})
 		out.open = true
 		return nil, false, &out
 	}
@@ -288,15 +361,36 @@ func (p *playRun) past(ctx context.Context, d *doing, t *task, target *hostRun, 
 		err = json.Unmarshal(d.restore.Result, &out.result)
 	}
 	out.values, out.result.OnRecord = values, true
-	if err != nil || d.restore.Withheld {
+	switch {
+	case d.restore.Unseen && p.answers(p.job.Rerun, d, t.label()):
+		d.halfway = &journal.Begin{Key: d.Key}
+		return nil, false, nil
+	case d.restore.Unseen:
+		out.values = common(out.result, unseen(t))
+	case err == nil && d.restore.Withheld && t.spec.Register == "":
+		out.values = common(out.result, nil) // nobody asks for them
+	case err != nil || d.restore.Withheld:
 		if d.restore.Effect {
 			// It was done, but what it returned held secrets. Check may tell that again; what nobody can tell again a person decides.
 			d.halfway = &journal.Begin{Key: d.Key}
 		}
 		return nil, false, nil
 	}
-	failed := out.result.Status == report.Failed
-	return out, d.restore.Effect && !failed && p.rebooted(ctx, target, user), nil
+	if out.result.Status == report.Failed {
+		return out, false, nil
+	}
+	return out, holdsSecret(args) || d.restore.Effect && p.rebooted(ctx, target, user), nil
+}
+
+// unseen is what a task returned that a person took for done.
+func unseen(t *task) map[string]any {
+	return unknownFields(t.factory(), fmt.Sprintf("what %q returned is not known, for it was taken for done", t.label()))
+}
+
+// answers reports whether a list of answers names a task on a host.
+func (p *playRun) answers(list []string, d *doing, name string) bool {
+	name = p.job.Masker.Mask(name)
+	return slices.Contains(list, name) || slices.Contains(list, journal.Answer(d.Host, name))
 }
 
 // decodeValues reads registered values, with whole numbers as ints.
@@ -404,8 +498,9 @@ func (p *playRun) await(ctx context.Context, d *doing, m module.Module, host *mo
 
 // unrecorded ends the run: what cannot be put on record is not done.
 func (p *playRun) unrecorded(err error) *outcome {
-	p.halt(fmt.Sprintf("the record of the run cannot be written: %v", err))
+	p.unwritable(err)
 	out := fail("not done, because it cannot be put on record: %v", err)
+	out.open = true
 	return &out
 }
 
@@ -421,9 +516,12 @@ func (p *playRun) end(d *doing, out *outcome, e report.Event) {
 	end := &journal.End{Key: d.Key, Name: mask(e.Task), Label: mask(e.Item), On: out.on, Digest: d.digest, Status: string(out.result.Status), Effect: d.began}
 	end.Result, _ = json.Marshal(p.masked(out.result))
 	values, err := json.Marshal(out.values)
-	if end.Withheld = err != nil || holdsSecret(out.values) || mask(string(values)) != string(values); !end.Withheld {
-		end.Values = values
+	if end.Unseen = out.unseen; end.Unseen {
+		values = nil
+	} else if end.Withheld = err != nil || holdsSecret(out.values) || mask(string(values)) != string(values); end.Withheld {
+		values = nil
 	}
+	end.Values = values
 	for _, h := range out.notified {
 		end.Notified = append(end.Notified, p.taskID(h))
 	}
@@ -433,7 +531,7 @@ func (p *playRun) end(d *doing, out *outcome, e report.Event) {
 		write = p.job.Journal.Commit
 	}
 	if err := write(record); err != nil {
-		p.halt(fmt.Sprintf("the record of the run cannot be written: %v", err))
+		p.unwritable(err)
 		return
 	}
 	d.forgetJob()
@@ -444,6 +542,8 @@ func holdsSecret(v any) bool {
 	switch v := v.(type) {
 	case secret.Secret:
 		return true
+	case module.Template:
+		return v.Secret
 	case []any:
 		return slices.ContainsFunc(v, holdsSecret)
 	case map[string]any:
@@ -459,33 +559,36 @@ func holdsSecret(v any) bool {
 // halfway decides what becomes of a task that was under way when an earlier part of the run ended, by what Check finds now. done says
 // that there is no more to do.
 func (p *playRun) halfway(d *doing, t *task, name string, target *hostRun, plan module.Plan) (out outcome, done bool) {
-	name = p.job.Masker.Mask(name)
-	here := journal.Answer(d.Host, name)
-	about := func(list []string) bool { return slices.Contains(list, name) || slices.Contains(list, here) }
 	switch {
-	case len(plan.Changes) == 0 && plan.Unknown == "", about(p.job.MarkDone):
+	case len(plan.Changes) == 0 && plan.Unknown == "", p.answers(p.job.MarkDone, d, name):
 		out.result.Status, out.values = report.Changed, plan.Values
 		out.result.Msg = "it was under way when the run ended, and is done"
+		if plan.Unknown != "" || len(plan.Changes) > 0 {
+			out.unseen, out.values = true, unseen(t)
+			out.result.Msg = "it was under way when the run ended, and is taken for done"
+		}
 		out.values = common(out.result, out.values)
 		return out, true
-	case plan.Unknown == "" && !plan.Act, plan.Again, neverChanges(t), about(p.job.Rerun):
+	case plan.Unknown == "" && !plan.Act, plan.Again, neverChanges(t), p.answers(p.job.Rerun, d, name):
 		return out, false
 	}
+	name = p.job.Masker.Mask(name)
+	here := journal.Answer(d.Host, name)
 	why := "it was under way when the run ended, and nobody but you can tell whether it was done"
 	if d.restore != nil {
 		why = "it was done, but what it returned held a secret and is not on record"
 	}
+	p.ask(Question{Host: d.Host, Task: name})
 	out = fail("%s: look on %s, then resume with --rerun %s or --mark-done %s", why, target.host.Name, transport.Quote(here), transport.Quote(here))
-	p.ask()
 	out.open = true
 	return out, true
 }
 
 // ask notes that the run cannot go on without a person.
-func (r *run) ask() {
+func (r *run) ask(q Question) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.asked = true
+	r.asked = append(r.asked, q)
 }
 
 // rebooted reports whether a host has started anew since the earlier part of the run.
@@ -534,6 +637,7 @@ func (p *playRun) hold(ctx context.Context, h *hostRun, user string) *outcome {
 		return nil
 	}
 	out := p.failed(ctx, nil, nil, fmt.Errorf("nothing was changed: %w", held.err))
+	out.open = !out.lost
 	return &out
 }
 
@@ -557,7 +661,7 @@ func (p *playRun) lock(ctx context.Context, h *hostRun, user string) (release fu
 		e.Host, e.Text = h.host.Name, fmt.Sprintf("the host's lock is taken over from %s", from)
 		p.emit(e)
 		note := &journal.Note{Text: h.host.Name + ": " + e.Text}
-		if err := p.job.Journal.Append(journal.Record{Kind: journal.KindNote, Note: note}); err != nil {
+		if err := p.note(journal.Record{Kind: journal.KindNote, Note: note}); err != nil {
 			return release, err
 		}
 	}
@@ -565,7 +669,21 @@ func (p *playRun) lock(ctx context.Context, h *hostRun, user string) (release fu
 	if err != nil {
 		return release, err
 	}
-	return release, p.job.Journal.Append(journal.Record{Kind: journal.KindFacts, Facts: &journal.Facts{Host: h.host.Name, BootID: id}})
+	return release, p.note(journal.Record{Kind: journal.KindFacts, Facts: &journal.Facts{Host: h.host.Name, BootID: id}})
+}
+
+// note puts on record what need not be on disk at once. If it cannot be, no further task begins.
+func (r *run) note(record journal.Record) error {
+	err := r.job.Journal.Append(record)
+	if err != nil {
+		r.unwritable(err)
+	}
+	return err
+}
+
+// unwritable ends the run, as its record cannot be written.
+func (r *run) unwritable(err error) {
+	r.halt(fmt.Sprintf("the record of the run cannot be written: %v", err))
 }
 
 // unlock gives the locks of a host back, where nothing of the run is under way any more.
@@ -585,12 +703,13 @@ func (h *hostRun) unlock() {
 func (p *playRun) takeDebts(hosts []*hostRun) {
 	for _, h := range hosts {
 		p.debts = slices.DeleteFunc(p.debts, func(d journal.Debt) bool {
-			if d.Host != h.host.Name || d.Book != p.bookPath() || d.Play != p.play.title {
+			if d.Host != h.host.Name || d.Book != p.bookKey() || d.Play != p.play.title {
 				return false
 			}
 			at := slices.IndexFunc(p.play.handlers, func(t *task) bool { return t.label() == d.Name })
 			if at < 0 {
-				return false
+				p.writeOff(d)
+				return true
 			}
 			handler := p.play.handlers[at]
 			h.mu.Lock()
@@ -609,8 +728,19 @@ func (p *playRun) takeDebts(hosts []*hostRun) {
 	}
 }
 
-// bookPath is how records know the book.
-func (p *playRun) bookPath() string { return p.job.Books[slices.Index(p.program.books, p.book)].Path }
+// writeOff settles what nobody can do any more.
+func (p *playRun) writeOff(d journal.Debt) {
+	e := p.event(report.Warning)
+	e.Host, e.Text = d.Host, fmt.Sprintf("run %s notified the handler %q and did not come to run it; the play has no such handler any more, so it is owed no longer", d.Run, d.Name)
+	p.emit(e)
+	p.paid(d)
+}
+
+// bookKey is what records know the book by.
+func (p *playRun) bookKey() string {
+	src := p.job.Books[slices.Index(p.program.books, p.book)]
+	return journal.Book{Path: src.Path, File: src.File}.Key()
+}
 
 // tellDebts warns of what earlier runs owe hosts of this one and none of its plays could pay.
 func (r *run) tellDebts() {
@@ -627,14 +757,26 @@ func (p *playRun) settle(t *task, h *hostRun, out *outcome) {
 	debt, owed := h.debts[t]
 	delete(h.debts, t)
 	h.mu.Unlock()
-	if !owed || p.job.Journal == nil {
+	if !owed {
 		return
 	}
-	if out.result.Status != report.OK && out.result.Status != report.Changed {
+	switch out.result.Status {
+	case report.OK, report.Changed, report.Skipped:
+	default:
+		if !out.result.Ignored && !out.result.Rescued {
+			return
+		}
+	}
+	p.paid(debt)
+}
+
+// paid puts on record that a debt of an earlier run is one no longer.
+func (p *playRun) paid(d journal.Debt) {
+	if p.job.Journal == nil {
 		return
 	}
-	if err := p.job.Journal.Commit(journal.Record{Kind: journal.KindSettled, Settled: &journal.Settled{Run: debt.Run, Host: debt.Host, Handler: debt.Handler, N: debt.N}}); err != nil {
-		p.halt(fmt.Sprintf("the record of the run cannot be written: %v", err))
+	if err := p.job.Journal.Commit(journal.Record{Kind: journal.KindSettled, Settled: &journal.Settled{Run: d.Run, Host: d.Host, Handler: d.Handler, N: d.N}}); err != nil {
+		p.unwritable(err)
 	}
 }
 

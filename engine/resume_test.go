@@ -65,7 +65,7 @@ func (r *resumable) run(t *testing.T, change func(*engine.Job)) (string, engine.
 		Books: []engine.Source{{FS: os.DirFS(r.dir), Path: "book.yml"}},
 		Settings: []engine.Setting{{Name: "root", Value: spec.ParseScalar(r.root), Origin: "-e"},
 			{Name: "password", Value: &spec.Value{Kind: spec.String, Str: "hunter2-hunter2"}, Origin: "secrets.yml"}}}
-	books, err := engine.Program(job)
+	books, _, err := engine.Program(job)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +95,11 @@ func (r *resumable) run(t *testing.T, change func(*engine.Job)) (string, engine.
 	if summary.Halted != "" {
 		return rec.lines(), summary
 	}
-	if err := w.Commit(journal.Record{Kind: journal.KindClose, Close: &journal.Close{Status: journal.Failed, Owed: summary.Owed}}); err != nil {
+	owed, err := w.Owed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Commit(journal.Record{Kind: journal.KindClose, Close: &journal.Close{Status: journal.Failed, Owed: owed}}); err != nil {
 		t.Fatal(err)
 	}
 	return strings.ReplaceAll(rec.lines(), r.root, "$ROOT"), summary
@@ -182,7 +186,7 @@ func TestResume(t *testing.T) {
 			logs := r.read("log") + r.read("log.a") + r.read("log.b")
 			r.touch(t, "open")
 			out, s := r.run(t, nil)
-			if s.Failed() || s.Asked || s.Interrupted {
+			if s.Failed() || s.Asked() || s.Interrupted {
 				t.Fatalf("not through:\n%s", out)
 			}
 			if got := r.read("log") + r.read("log.a") + r.read("log.b"); got != logs {
@@ -218,12 +222,12 @@ func TestResumeSecrets(t *testing.T) {
 	}
 	r.touch(t, "open")
 	out, s := r.run(t, nil)
-	if !s.Asked || r.read("log.a") != "ran\n" || !strings.Contains(out, "--mark-done 'a/bare'") {
-		t.Errorf("asked %v, ran %q:\n%s", s.Asked, r.read("log.a"), out)
+	if !s.Asked() || r.read("log.a") != "ran\n" || !strings.Contains(out, "--mark-done 'a/bare'") {
+		t.Errorf("asked %v, ran %q:\n%s", s.Asked(), r.read("log.a"), out)
 	}
 	// One host's answer is not the other's.
 	out, s = r.run(t, func(job *engine.Job) { job.MarkDone, job.Rerun = []string{"a/bare"}, []string{"b/bare"} })
-	if s.Failed() || s.Asked || r.read("log.a") != "ran\n" || r.read("a") != "x\n" {
+	if s.Failed() || s.Asked() || r.read("log.a") != "ran\n" || r.read("a") != "x\n" {
 		t.Errorf("marked as done, it should go on:\n%s", out)
 	}
 	if r.read("log.b") != "ran\nran\n" || r.read("b") != "x\n" {
@@ -249,10 +253,10 @@ func TestResumeChanged(t *testing.T) {
 	r.run(t, nil)
 	r.touch(t, "open")
 	r.write(t, book("two"))
-	if out, s := r.run(t, nil); !s.Asked || !strings.Contains(out, "--accept-changes") || r.read("a") != "one" {
-		t.Errorf("asked %v, left %q:\n%s", s.Asked, r.read("a"), out)
+	if out, s := r.run(t, nil); !s.Asked() || !strings.Contains(out, "--accept-changes") || r.read("a") != "one" {
+		t.Errorf("asked %v, left %q:\n%s", s.Asked(), r.read("a"), out)
 	}
-	if out, s := r.run(t, func(job *engine.Job) { job.AcceptChanges = true }); s.Failed() || s.Asked || r.read("a") != "two" {
+	if out, s := r.run(t, func(job *engine.Job) { job.AcceptChanges = true }); s.Failed() || s.Asked() || r.read("a") != "two" {
 		t.Errorf("left %q:\n%s", r.read("a"), out)
 	}
 }

@@ -30,11 +30,10 @@ type run struct {
 
 	memo  *memo          // what is on record of the run that is resumed
 	debts []journal.Debt // handlers that earlier runs owe, and that this one has not taken over yet
-	owed  []journal.Owed // handlers that were notified and have not run
 
 	mu      sync.Mutex // guards the reporter and the fields below
 	stopped bool
-	asked   bool   // a task that was under way needs a person
+	asked   []Question
 	halted  string // why no further task may begin, "" if they may
 }
 
@@ -43,6 +42,7 @@ type failure struct {
 	task        string
 	msg         string
 	unreachable bool
+	final       bool   // no rescue and no always follows: it was lost, or the run ends here
 	heldBack    string // the play whose earlier batch was lost: nothing was done here
 }
 
@@ -107,12 +107,8 @@ func newRun(job *Job, p *program) *run {
 func (r *run) run(ctx context.Context) Summary {
 	r.ctx = ctx
 	var names []string
-	for _, b := range r.program.books {
-		for _, p := range b.plays {
-			for _, h := range p.hosts {
-				r.hosts[h.Name].used = true
-			}
-		}
+	for name := range r.program.hosts() {
+		r.hosts[name].used = true
 	}
 	for _, h := range r.job.Inventory.Hosts() {
 		if r.hosts[h.Name].used {
@@ -139,7 +135,7 @@ func (r *run) run(ctx context.Context) Summary {
 	}
 	r.tellDebts()
 	state := r.aftermath(ctx, begun)
-	summary := Summary{Interrupted: r.stopping(ctx), Stopped: r.stopped, Asked: r.asked, Halted: r.halted, Owed: r.owed, State: state, Elapsed: time.Since(r.started)}
+	summary := Summary{Interrupted: r.stopping(ctx), Stopped: r.stopped, Questions: r.asked, Halted: r.halted, State: state, Elapsed: time.Since(r.started)}
 	r.close()
 	for _, h := range r.job.Inventory.Hosts() {
 		if hr := r.hosts[h.Name]; hr.used {
@@ -372,7 +368,7 @@ func (p *playRun) holdBack(batch []*hostRun, later []*inventory.Host) {
 	}
 	for _, h := range hosts {
 		spared = append(spared, h.host.Name)
-		h.setFailure(&failure{heldBack: p.play.title, msg: "the batch before it was lost: " + strings.Join(names, ", ")})
+		h.setFailure(&failure{heldBack: p.play.title, final: true, msg: "the batch before it was lost: " + strings.Join(names, ", ")})
 	}
 	p.stop("play %q stops: no host of the batch %s is left; held back: %s", p.play.title, strings.Join(names, ", "), strings.Join(spared, ", "))
 }
@@ -472,7 +468,7 @@ func (p *playRun) once(ctx context.Context, t *task, hosts []*hostRun) {
 	}
 	for _, h := range hosts[1:] {
 		if f != nil {
-			h.setFailure(&failure{task: f.task, msg: "run once on " + first.host.Name + ", for all: " + f.msg})
+			h.setFailure(&failure{task: f.task, msg: "run once on " + first.host.Name + ", for all: " + f.msg, final: f.final && !f.unreachable})
 		} else if t.spec.Register != "" {
 			p.register(t, h, values)
 		}
@@ -488,7 +484,7 @@ func (p *playRun) blocks(ctx context.Context, t *task, hosts []*hostRun) {
 		var failing []*hostRun
 		for _, h := range hosts {
 			f := h.failure()
-			if f == nil || f.unreachable {
+			if f == nil || f.final {
 				continue
 			}
 			failing = append(failing, h)
@@ -502,7 +498,7 @@ func (p *playRun) blocks(ctx context.Context, t *task, hosts []*hostRun) {
 		var reachable []*hostRun
 		for _, h := range hosts {
 			f := h.failure()
-			if f != nil && f.unreachable {
+			if f != nil && f.final {
 				continue
 			}
 			before[h] = f
@@ -569,9 +565,6 @@ func (p *playRun) tellOwed(hosts []*hostRun) {
 		for _, h := range takeOwed(handler, hosts) {
 			if h.doubt == "" {
 				names = append(names, h.host.Name)
-				if _, earlier := h.debts[handler]; !earlier { // an earlier run's record says so already
-					p.owed = append(p.owed, journal.Owed{Host: h.host.Name, Book: p.bookPath(), Play: p.play.title, Handler: p.taskID(handler), Name: handler.label()})
-				}
 			}
 			h.doubt = ""
 		}
@@ -608,6 +601,19 @@ func (p *playRun) notify(t *task, h *hostRun, env vars.Env, by string, paid []st
 		}
 	}
 	return all, nil
+}
+
+// notifyOwed marks the handlers that a task notified in an earlier part of the run, and returns them.
+func (p *playRun) notifyOwed(h *hostRun, ids []string) (all []*task) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, handler := range p.play.handlers {
+		if slices.Contains(ids, p.taskID(handler)) {
+			h.notified[handler] = ""
+			all = append(all, handler)
+		}
+	}
+	return all
 }
 
 // handlersOf are the handlers that a task would notify, as far as their names are known.
@@ -678,12 +684,10 @@ func (r *run) gather(ctx context.Context, h *hostRun, user string) (module.Facts
 		h.facts.known = &f
 		if r.job.Journal != nil {
 			values, err := json.Marshal(f)
-			if err == nil {
-				err = r.job.Journal.Append(journal.Record{Kind: journal.KindFacts, Facts: &journal.Facts{Host: h.host.Name, BootID: f.BootID, Values: values}})
-			}
 			if err != nil {
-				r.halt(fmt.Sprintf("the record of the run cannot be written: %v", err))
+				return module.Facts{}, fmt.Errorf("cannot put the facts on record: %w", err)
 			}
+			_ = r.note(journal.Record{Kind: journal.KindFacts, Facts: &journal.Facts{Host: h.host.Name, BootID: f.BootID, Values: values}}) // the run ends if it cannot
 		}
 	}
 	return *h.facts.known, nil

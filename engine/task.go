@@ -35,6 +35,9 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 	env := p.env(ctx, t, h, &user, reached)
 	items, looped, stop := p.items(t, env)
 	if stop != nil {
+		if stop.result.Status == report.Unknown && !p.job.Check {
+			*stop = fail("cannot go on without what nobody knows: %s", stop.result.Because)
+		}
 		*stop = p.provisional(*stop, h, reached)
 		name := p.taskName(t, env)
 		if stop.result.Status == report.Unknown {
@@ -75,8 +78,11 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 			out.result.Because = fmt.Sprintf("it runs only if %q changes something", h.doubt)
 			out.values["changed"] = vars.Unknown{Because: out.result.Because}
 		}
+		if out.result.Status == report.Unknown && !p.job.Check {
+			out = fail("cannot go on without what nobody knows: %s", out.result.Because) // a person took for done what was to tell it
+		}
 		p.notifyAfter(t, h, itemEnv, &out, name)
-		if out.result.Status == report.Failed {
+		if out.result.Status == report.Failed && !out.final() {
 			if ignored, err := evalBool(t.ignoreErrors, itemEnv); err != nil {
 				out.result.Msg += fmt.Sprintf("\nignore_errors: %v", err)
 			} else {
@@ -99,7 +105,7 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		p.emit(e)
 		e.On = ""
 		all = append(all, out)
-		if ctx.Err() != nil || out.lost {
+		if ctx.Err() != nil || out.final() {
 			break
 		}
 	}
@@ -132,6 +138,9 @@ func (t *task) readsOnly() bool {
 
 // notifyAfter notifies the handlers of a task that changed something, or may.
 func (p *playRun) notifyAfter(t *task, h *hostRun, env vars.Env, out *outcome, name string) {
+	if out.doing != nil && !out.final() {
+		out.notified = p.notifyOwed(h, out.doing.owes)
+	}
 	by := ""
 	switch {
 	case out.result.Status == report.Unknown:
@@ -139,8 +148,13 @@ func (p *playRun) notifyAfter(t *task, h *hostRun, env vars.Env, out *outcome, n
 	case !out.changed():
 		return
 	}
-	var err error
-	if out.notified, err = p.notify(t, h, env, by, out.paid()); err != nil && by == "" {
+	more, err := p.notify(t, h, env, by, out.paid())
+	for _, handler := range more {
+		if !slices.Contains(out.notified, handler) {
+			out.notified = append(out.notified, handler)
+		}
+	}
+	if err != nil && by == "" {
 		out.result.Status, out.result.Msg = report.Failed, fmt.Sprintf("cannot notify: %v", err)
 		out.values = common(out.result, out.values)
 	}
@@ -181,7 +195,7 @@ func (p *playRun) finish(ctx context.Context, t *task, h *hostRun, env *vars.Sta
 	p.register(t, h, values)
 	name := p.taskName(t, env)
 	if res.Status == report.Unreachable || res.Status == report.Failed && !res.Ignored {
-		f := &failure{task: name, msg: p.job.Masker.Mask(res.Msg), unreachable: worst.lost}
+		f := &failure{task: name, msg: p.job.Masker.Mask(res.Msg), unreachable: worst.lost, final: worst.final()}
 		h.setFailure(f)
 		if f.unreachable {
 			e := p.taskEvent(report.HostLost, t, h, name, "")
@@ -233,9 +247,14 @@ func (p *playRun) attempt(ctx context.Context, t *task, h *hostRun, index int, e
 			}
 			if slices.Contains(p.play.handlers, t) {
 				out.doing = p.doingOf(t, h, index) // its turn has come, so it is no longer owed
+			} else {
+				p.passedOver(t, h, index, &out)
 			}
 			return out
 		}
+	}
+	if doubtful != nil && !p.job.Check {
+		return *doubtful
 	}
 	if doubtful != nil {
 		reached.maybe = true
@@ -256,7 +275,7 @@ func (p *playRun) attempt(ctx context.Context, t *task, h *hostRun, index int, e
 			return out
 		}
 		p.judge(t, env, &out)
-		if len(t.until) == 0 || out.lost || out.result.Status == report.Unknown || ctx.Err() != nil {
+		if len(t.until) == 0 || out.final() || out.result.Status == report.Unknown || ctx.Err() != nil {
 			return out
 		}
 		out.result.Attempts = n
@@ -284,9 +303,13 @@ func (p *playRun) attempt(ctx context.Context, t *task, h *hostRun, index int, e
 		p.emit(e)
 		select {
 		case <-ctx.Done():
-			return fail("interrupted while waiting for the next attempt")
+		case <-p.job.Stop:
 		case <-time.After(delay):
+			continue
 		}
+		out = fail("the run was ended while it waited for the next attempt")
+		out.ended = true
+		return out
 	}
 }
 
@@ -320,11 +343,15 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 		}
 		return fail("%s: %s: %s", t.spec.Pos, t.spec.Module, strings.Join(texts, "; "))
 	}
-	past, again, stop := p.past(ctx, d, t, target, *user, args, late)
+	environment, stop := p.environment(t, env)
+	if stop != nil {
+		return *stop
+	}
+	past, again, stop := p.past(ctx, d, t, target, *user, args, late, environment)
 	if stop != nil || past != nil && !again {
 		return *cmp.Or(stop, past)
 	}
-	host, cancel, ctx, stop := p.moduleHost(ctx, t, target, env, *user, e)
+	host, cancel, ctx, stop := p.moduleHost(ctx, t, target, env, environment, *user, e)
 	if stop != nil {
 		return *stop
 	}
@@ -366,6 +393,9 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 		out.result.Status = report.OK
 		out.result.HangsOn = cmp.Or(plan.Hangs, p.pendingAnywhere(target, reached))
 		out.result.Msg, _ = plan.Values["msg"].(string)
+		if d.half {
+			out.result.Status, out.result.Msg = report.Changed, "it had failed after it began, and is done now"
+		}
 		if plan.Hangs != "" {
 			out.values = hangingFields(m, plan)
 		}
@@ -375,12 +405,27 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 	if p.job.Check {
 		return p.predict(t, m, target, reached, plan, e.Task)
 	}
-	if !plan.Wait {
-		if stop := p.begin(ctx, d, t, m, env, e, target, host); stop != nil {
-			return *stop
-		}
+	if plan.Wait {
+		var done context.CancelFunc
+		ctx, done = p.untilStop(ctx)
+		defer done()
+	} else if stop := p.begin(ctx, d, t, m, env, e, target, host); stop != nil {
+		return *stop
 	}
 	return p.apply(ctx, t, m, args, host, plan)
+}
+
+// untilStop is a context that ends with the run's first interrupt too: who waits changes nothing, and may be away for long.
+func (p *playRun) untilStop(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-p.job.Stop:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
 }
 
 // predict is the verdict of check mode on a plan that a run would apply.
@@ -452,7 +497,7 @@ func (p *playRun) elsewhere(out outcome, h *hostRun, e report.Event) outcome {
 		return out
 	}
 	if other.failure() == nil {
-		other.setFailure(&failure{task: e.Task, msg: p.job.Masker.Mask(out.result.Msg), unreachable: true})
+		other.setFailure(&failure{task: e.Task, msg: p.job.Masker.Mask(out.result.Msg), unreachable: true, final: true})
 		e.Kind, e.Host, e.Item, e.Text = report.HostLost, other.host.Name, "", out.result.Msg
 		p.emit(e)
 	}
@@ -566,8 +611,8 @@ func becomeUser(t *task, target *hostRun, env vars.Env) (string, *outcome) {
 
 var errTaskTimeout = errors.New("the task's timeout has passed")
 
-// moduleHost is what a module sees of the host it works on.
-func (p *playRun) moduleHost(ctx context.Context, t *task, target *hostRun, env *vars.Stack, user string, e report.Event) (*module.Host, context.CancelFunc, context.Context, *outcome) {
+// environment evaluates the environment of a task's commands.
+func (p *playRun) environment(t *task, env *vars.Stack) (map[string]string, *outcome) {
 	environment := map[string]string{}
 	for _, v := range t.env {
 		value, err := v.tree.Eval(env)
@@ -576,23 +621,28 @@ func (p *playRun) moduleHost(ctx context.Context, t *task, target *hostRun, env 
 		}
 		if err != nil {
 			out := evaluation("environment", v.pos, err)
-			return nil, nil, nil, &out
+			return nil, &out
 		}
 		if _, isSecret := value.(secret.Secret); isSecret {
 			out := fail("%s: a secret cannot be put into the environment, where other processes may read it", v.pos)
-			return nil, nil, nil, &out
+			return nil, &out
 		}
 		switch value.(type) {
 		case string, bool, int, float64:
 			environment[v.name] = fmt.Sprint(value)
 		case nil:
 			out := fail("%s: environment: %s has no value; write x ?? \"\" for one that may be missing", v.pos, v.name)
-			return nil, nil, nil, &out
+			return nil, &out
 		default:
 			out := fail("%s: environment: %s must be a text; write join(list, \" \") or toJSON(x)", v.pos, v.name)
-			return nil, nil, nil, &out
+			return nil, &out
 		}
 	}
+	return environment, nil
+}
+
+// moduleHost is what a module sees of the host it works on.
+func (p *playRun) moduleHost(ctx context.Context, t *task, target *hostRun, env *vars.Stack, environment map[string]string, user string, e report.Event) (*module.Host, context.CancelFunc, context.Context, *outcome) {
 	limit, err := duration(t.timeout, env)
 	if err != nil {
 		out := evaluation("timeout", t.spec.Pos, err)

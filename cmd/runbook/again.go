@@ -24,9 +24,9 @@ func commandLine(stateDir string, words ...string) string {
 	return shellLine(words)
 }
 
-// goOn is the command that resumes a run, to which values are to be given again.
-func goOn(stateDir, id string, lost []string) string {
-	return commandLine(stateDir, "resume", id) + strings.Repeat(" -e @FILE", len(lost))
+// goOn is the command that resumes a run with answers, to which values are to be given again.
+func goOn(stateDir, id string, lost []string, answers ...string) string {
+	return commandLine(stateDir, append([]string{"resume", id}, answers...)...) + strings.Repeat(" -e @FILE", len(lost))
 }
 
 // unreadable adds how to look at a record that is damaged.

@@ -28,7 +28,11 @@ func findBook(name, stateDir string) (engine.Source, error) {
 		if _, err := os.Stat(name); err != nil {
 			return engine.Source{}, fmt.Errorf("cannot read the runbook %s: %w", name, unwrapPath(err))
 		}
-		return engine.Source{FS: spec.Under(dir, os.DirFS(dir)), Path: file}, nil
+		whole, err := filepath.Abs(name)
+		if err != nil {
+			return engine.Source{}, fmt.Errorf("cannot tell where the runbook %s lies: %w", name, err)
+		}
+		return engine.Source{FS: spec.Under(dir, os.DirFS(dir)), Path: file, File: whole}, nil
 	}
 	names := shippedNames()
 	if slices.Contains(names, name) {

@@ -36,7 +36,7 @@ func (e *exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) 
 // exitCode is how the program ends after a run.
 func exitCode(s engine.Summary, check bool) int {
 	switch {
-	case s.Interrupted, s.Asked, s.Halted != "":
+	case s.Interrupted, s.Asked(), s.Halted != "":
 		return exitInterrupted
 	case s.Failed():
 		return exitFailed

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"runbook/engine"
+	"runbook/engine/journal"
 	"runbook/engine/secret"
 	"runbook/engine/spec"
 	"runbook/inventory"
@@ -28,7 +29,7 @@ type jobFlags struct {
 	output     string
 	tags, skip []string
 	askBecome  bool
-	stateDir   string // of run only
+	stateDir   string
 }
 
 func (f *jobFlags) add(cmd *cobra.Command) {
@@ -69,7 +70,16 @@ func (f *jobFlags) do(cmd *cobra.Command, books []string, check bool, past *resu
 		return err
 	}
 	var rec *record
-	if !check {
+	if check {
+		// What earlier runs owe, a run would do.
+		_, hosts, err := engine.Program(job)
+		if err != nil {
+			return nothingTouched(err)
+		}
+		if job.Debts, err = journal.Debts(f.stateDir, hosts); err != nil {
+			return unknownDebts(f.stateDir, err)
+		}
+	} else {
 		if rec, err = f.record(cmd, &job, past); err != nil {
 			return err
 		}
@@ -188,9 +198,7 @@ func newVerb(use, short, long string, check bool) (*cobra.Command, *jobFlags) {
 		return flags.do(cmd, books, check, nil)
 	}}
 	flags.add(cmd)
-	if !check {
-		addStateDir(cmd, &flags.stateDir)
-	}
+	addStateDir(cmd, &flags.stateDir)
 	return cmd, flags
 }
 

@@ -29,15 +29,11 @@ type record struct {
 
 // record makes the record of a new run, or goes on with that of one which is resumed. Nothing is written for bad input.
 func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*record, error) {
-	books, err := engine.Program(*job)
+	books, hosts, err := engine.Program(*job)
 	if err != nil {
 		return nil, nothingTouched(err)
 	}
 	who, controller := operator()
-	var hosts []string
-	for _, h := range job.Inventory.Hosts() {
-		hosts = append(hosts, h.Name)
-	}
 	if job.Debts, err = journal.Debts(f.stateDir, hosts); err != nil {
 		return nil, unknownDebts(f.stateDir, err)
 	}
@@ -45,7 +41,7 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		if err := journal.Paid(f.stateDir, past.run.ID, past.records); err != nil {
 			return nil, unknownDebts(f.stateDir, err)
 		}
-		if err := past.fit(books); err != nil {
+		if err := past.fit(books, hosts); err != nil {
 			return nil, err
 		}
 		if err := past.unanswered(); err != nil {
@@ -54,7 +50,7 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		job.Debts = otherDebts(job.Debts, past.run.ID)
 		past.settings(job)
 		err := past.writer.Commit(journal.Record{Kind: journal.KindResume, Resume: &journal.Resume{Version: thisVersion(), PID: os.Getpid(),
-			User: who, Controller: controller, Rerun: past.rerun, MarkDone: past.markDone, Settings: past.given, Books: past.edited}})
+			User: who, Controller: controller, Rerun: past.rerun, MarkDone: past.markDone, Settings: past.given, Books: past.edited, Hosts: past.others}})
 		if past.writer.Torn > 0 && err == nil {
 			note := &journal.Note{Text: fmt.Sprintf("%d bytes of a last line that had not been written to its end were cut off", past.writer.Torn)}
 			err = past.writer.Append(journal.Record{Kind: journal.KindNote, Note: note})
@@ -111,18 +107,22 @@ func operator() (who, controller string) {
 func (r *record) end(stderr io.Writer, s engine.Summary, code int) {
 	status := journal.Done
 	switch {
-	case s.Interrupted || s.Asked || s.Halted != "":
+	case s.Interrupted || s.Asked() || s.Halted != "":
 		status = journal.Interrupted
 	case s.Failed():
 		status = journal.Failed
 	}
+	owed, err := r.writer.Owed()
+	if err != nil {
+		fmt.Fprintf(stderr, "it cannot be told what is still owed: %v\n", err)
+	}
 	text := ""
 	if status != journal.Done {
-		text = r.mask(r.closingPage(s, status))
+		text = r.mask(r.closingPage(s, owed, status))
 		fmt.Fprint(stderr, "\n"+text)
 	}
 	totals, _ := json.Marshal(s.Totals)
-	if err := r.writer.Commit(journal.Record{Kind: journal.KindClose, Close: &journal.Close{Status: status, Totals: totals, Owed: s.Owed, Text: text}}); err != nil {
+	if err := r.writer.Commit(journal.Record{Kind: journal.KindClose, Close: &journal.Close{Status: status, Totals: totals, Owed: owed, Text: text}}); err != nil {
 		fmt.Fprintf(stderr, "the end of the run cannot be put on record: %v\n", err)
 	}
 }
@@ -130,10 +130,10 @@ func (r *record) end(stderr io.Writer, s engine.Summary, code int) {
 func (r *record) close() { _ = r.writer.Close() }
 
 // closingPage is for whoever has to go on, perhaps at night: what failed and why, how things are, what is still to be done, and what to type.
-func (r *record) closingPage(s engine.Summary, status string) string {
+func (r *record) closingPage(s engine.Summary, owed []journal.Owed, status string) string {
 	var b strings.Builder
 	how := map[string]string{journal.Failed: "it failed", journal.Interrupted: "it was ended"}[status]
-	if s.Asked {
+	if s.Asked() {
 		how = "it needs an answer from you"
 	}
 	fmt.Fprintf(&b, "Run %s of %s is not through: %s.\n", r.writer.ID(), strings.Join(r.books, ", "), how)
@@ -165,18 +165,48 @@ func (r *record) closingPage(s engine.Summary, status string) string {
 		}
 		failures.add(f.Host, fmt.Sprintf("%s %q: %s", what, f.Task, firstLines(f.Msg, 3)))
 	}
-	for _, o := range s.Owed {
-		debts.add(o.Host, o.Name)
+	for _, o := range owed {
+		name := o.Name
+		if o.Unsure {
+			name += " (perhaps: the task that notifies it did not come to its end)"
+		}
+		debts.add(o.Host, name)
 	}
 	section("What failed", failures.lines())
 	section("How things are now", s.State)
 	section("Still to be done, by handlers that were notified (going on does it)", debts.lines())
-	resume := "To go on"
-	if s.Asked {
-		resume = "To go on, with the answer that is asked for above"
-	}
-	fmt.Fprintf(&b, "\n%s:\n  %s\nTo look closer:\n  %s\n", resume, goOn(r.stateDir, r.writer.ID(), r.once), r.command("runs", "show"))
+	title, lines := r.goOn(s.Questions)
+	fmt.Fprintf(&b, "\n%s:\n  %s\nTo look closer:\n  %s\n", title, strings.Join(lines, "\n  "), r.command("runs", "show"))
 	return b.String()
+}
+
+// goOn is what to type to go on, with answers where some are needed.
+func (r *record) goOn(questions []engine.Question) (title string, lines []string) {
+	var accept []string
+	var tasks []string
+	for _, q := range questions {
+		if q.Accept {
+			accept = []string{"--accept-changes"}
+		} else if where := journal.Answer(q.Host, q.Task); !slices.Contains(tasks, where) {
+			tasks = append(tasks, where)
+		}
+	}
+	line := func(answer string) string {
+		words := slices.Clone(accept)
+		for _, task := range tasks {
+			words = append(words, answer, task)
+		}
+		return goOn(r.stateDir, r.writer.ID(), r.once, words...)
+	}
+	switch {
+	case len(tasks) > 1:
+		return "To go on, with --mark-done in place of --rerun for what you find done", []string{line("--rerun")}
+	case len(tasks) == 1:
+		return "To go on, by doing it once more or, if you find it done, by taking it for done", []string{line("--rerun"), line("--mark-done")}
+	case accept != nil:
+		return "To go on, if what differs is meant", []string{line("")}
+	}
+	return "To go on", []string{line("")}
 }
 
 // firstLines is a text, cut off where it is longer.

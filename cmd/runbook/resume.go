@@ -25,6 +25,7 @@ type resumed struct {
 	given           []string // values of -e
 	acceptChanges   bool
 	edited          []journal.Book // the books as they are now, where they are not what they were
+	others          []string       // the hosts as they are now, where they are others
 }
 
 func newResume() *cobra.Command {
@@ -167,42 +168,54 @@ func whichRun(stateDir, id string) (journal.Info, error) {
 	return info, nil
 }
 
-// fit compares the books with those of the record, and makes the record speak of today's tasks.
-func (r *resumed) fit(books []journal.Book) error {
-	last := r.run.Books
+// fit compares the books and hosts with those of the record, and makes the record speak of today's tasks.
+func (r *resumed) fit(books []journal.Book, hosts []string) error {
+	last, lastHosts := r.run.Books, r.run.Hosts
 	for _, rec := range r.records {
 		if rec.Resume != nil && len(rec.Resume.Books) > 0 {
 			last = rec.Resume.Books
 		}
+		if rec.Resume != nil && len(rec.Resume.Hosts) > 0 {
+			lastHosts = rec.Resume.Hosts
+		}
 	}
-	_, differences := compare(last, books)
-	if len(differences) > 0 && !r.acceptChanges {
-		return fmt.Errorf("cannot resume %s as it is: the runbooks were edited since\n    %s\n    hint: --accept-changes goes on with them as they are now; no host was touched", r.run.ID, strings.Join(differences, "\n    "))
+	_, edits := compare(last, books, r.underWay())
+	moves := movedHosts(lastHosts, hosts)
+	if differences := append(edits, moves...); len(differences) > 0 && !r.acceptChanges {
+		what := "the runbooks were edited since"
+		switch {
+		case len(edits) == 0:
+			what = "it is for other hosts now"
+		case len(moves) > 0:
+			what += ", and it is for other hosts now"
+		}
+		return fmt.Errorf("cannot resume %s as it is: %s\n    %s\n    hint: --accept-changes goes on with all as it is now; no host was touched", r.run.ID, what, strings.Join(differences, "\n    "))
 	}
-	if len(differences) > 0 {
+	if len(edits) > 0 {
 		r.edited = books
 	}
-	today, _ := compare(r.run.Books, books)
+	if len(moves) > 0 {
+		r.others = hosts
+	}
+	today, _ := compare(r.run.Books, books, nil)
 	var kept []journal.Record
 	for _, rec := range r.records {
 		switch {
 		case rec.Resume != nil && len(rec.Resume.Books) > 0:
-			today, _ = compare(rec.Resume.Books, books) // what follows speaks of these
+			today, _ = compare(rec.Resume.Books, books, nil) // what follows speaks of these
 		case rec.Begin != nil:
 			begin := *rec.Begin
 			if begin.Task = today[begin.Task]; begin.Task == "" {
 				continue
 			}
+			begin.Notify = inTerms(today, begin.Notify)
 			rec.Begin = &begin
 		case rec.End != nil:
 			end := *rec.End
 			if end.Task = today[end.Task]; end.Task == "" {
 				continue
 			}
-			end.Paid = nil
-			for _, handler := range rec.End.Paid {
-				end.Paid = append(end.Paid, today[handler])
-			}
+			end.Paid, end.Notified = inTerms(today, end.Paid), inTerms(today, end.Notified)
 			rec.End = &end
 		}
 		kept = append(kept, rec)
@@ -211,8 +224,42 @@ func (r *resumed) fit(books []journal.Book) error {
 	return nil
 }
 
-// compare finds today's task for each of the old books, and says what differs.
-func compare(old, now []journal.Book) (today map[string]string, differences []string) {
+// inTerms renames tasks of the record, less those that are gone.
+func inTerms(today map[string]string, ids []string) (now []string) {
+	for _, id := range ids {
+		if today[id] != "" {
+			now = append(now, today[id])
+		}
+	}
+	return now
+}
+
+// movedHosts says which hosts are gone and which are new.
+func movedHosts(old, now []string) (differences []string) {
+	for _, h := range old {
+		if !slices.Contains(now, h) {
+			differences = append(differences, "host "+h+" is gone")
+		}
+	}
+	for _, h := range now {
+		if !slices.Contains(old, h) {
+			differences = append(differences, "host "+h+" is new")
+		}
+	}
+	return differences
+}
+
+// underWay are the hosts on which a task was under way, by its id.
+func (r *resumed) underWay() map[string][]string {
+	open := map[string][]string{}
+	for _, rec := range underWay(r.records) {
+		open[rec.Begin.Task] = append(open[rec.Begin.Task], rec.Begin.Host)
+	}
+	return open
+}
+
+// compare finds today's task for each of the old books, and says what differs. open are the hosts on which a task was under way.
+func compare(old, now []journal.Book, open map[string][]string) (today map[string]string, differences []string) {
 	today = map[string]string{}
 	for i, b := range old {
 		if i >= len(now) {
@@ -225,7 +272,11 @@ func compare(old, now []journal.Book) (today map[string]string, differences []st
 				differences = append(differences, fmt.Sprintf("%s: task %q is new", b.Path, pair.now.Name))
 				continue
 			case pair.now == nil:
-				differences = append(differences, fmt.Sprintf("%s: task %q is gone", b.Path, pair.old.Name))
+				gone := fmt.Sprintf("%s: task %q is gone", b.Path, pair.old.Name)
+				if hosts := open[pair.old.ID]; len(hosts) > 0 {
+					gone += ", and was under way on " + strings.Join(hosts, ", ") + ": look there whether it was done"
+				}
+				differences = append(differences, gone)
 				continue
 			case pair.old.Digest != pair.now.Digest:
 				differences = append(differences, fmt.Sprintf("%s: task %q is not what it was", b.Path, pair.now.Name))
@@ -299,7 +350,7 @@ func (r *resumed) unanswered() error {
 		switch {
 		case rec.Begin != nil:
 			underWay[rec.Begin.Key] = rec.Begin.Name
-		case rec.End != nil && rec.End.Effect && rec.End.Withheld:
+		case rec.End != nil && (rec.End.Effect && rec.End.Withheld || rec.End.Unseen):
 			underWay[rec.End.Key] = rec.End.Name // it was done, and what it returned is not on record
 		case rec.End != nil && rec.End.Status != string(report.Unreachable):
 			delete(underWay, rec.End.Key)

@@ -110,7 +110,7 @@ func TestTimesText(t *testing.T) {
 
 // TestClosingPage: 200 hosts that fail alike are one line, what hosts say acts on no terminal, secrets are masked, and the commands end the page.
 func TestClosingPage(t *testing.T) {
-	w, err := journal.Create(t.TempDir(), journal.Run{})
+	w, err := journal.Create(t.TempDir(), journal.Run{Books: []journal.Book{{Tasks: []journal.Task{{ID: "1:1/handlers/1", Name: "restart mysql"}}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,10 @@ func TestClosingPage(t *testing.T) {
 	s := engine.Summary{State: []string{"db1: the master serves\x1b[2J"}}
 	for i := range 200 {
 		s.Failures = append(s.Failures, engine.Failure{Host: fmt.Sprintf("db%d", i+1), Task: "hunter2 \u202e", Msg: "no\nroute\nat\nall\nhere"})
-		s.Owed = append(s.Owed, journal.Owed{Host: fmt.Sprintf("db%d", i+1), Name: "restart mysql"})
+		end := &journal.End{Key: journal.Key{Task: "1:1/1", Host: fmt.Sprintf("db%03d", i+1), Nth: 1}, Status: "changed", Notified: []string{"1:1/handlers/1"}}
+		if err := w.Append(journal.Record{Kind: journal.KindEnd, End: end}); err != nil {
+			t.Fatal(err)
+		}
 		s.State = append(s.State, fmt.Sprintf("db%d: it is up", i+1))
 	}
 	s.Totals = []report.Total{{Host: "db1", Failed: 1}}
@@ -150,7 +153,7 @@ How things are now
   and 189 more
 
 Still to be done, by handlers that were notified (going on does it)
-  db1, db2, db3, db4 and 196 more  restart mysql
+  db001, db002, db003, db004 and 196 more  restart mysql
 
 To go on:
   runbook resume ID
@@ -160,9 +163,22 @@ To look closer:
 	if got := strings.ReplaceAll(out.String(), w.ID(), "ID"); got != want {
 		t.Errorf("got:\n%s", got)
 	}
-	s.Asked = true
-	if page := r.closingPage(s, journal.Interrupted); !strings.Contains(page, "it needs an answer from you") || !strings.Contains(page, "with the answer that is asked for above") {
-		t.Errorf("got:\n%s", page)
+	for _, c := range []struct {
+		asked []engine.Question
+		want  []string
+	}{
+		{[]engine.Question{{Host: "a", Task: "x y"}}, []string{"runbook resume ID --rerun 'a/x y'\n", "runbook resume ID --mark-done 'a/x y'\n"}},
+		{[]engine.Question{{Host: "a", Task: "x"}, {Host: "b", Task: "x"}, {Host: "a", Task: "x"}, {Host: "c", Task: "z", Accept: true}},
+			[]string{"with --mark-done in place of --rerun", "runbook resume ID --accept-changes --rerun a/x --rerun b/x\n"}},
+		{[]engine.Question{{Host: "a", Task: "x", Accept: true}}, []string{"if what differs is meant:\n  runbook resume ID --accept-changes\n"}},
+	} {
+		s.Questions = c.asked
+		page := strings.ReplaceAll(r.closingPage(s, nil, journal.Interrupted), w.ID(), "ID")
+		for _, want := range append(c.want, "it needs an answer from you") {
+			if !strings.Contains(page, want) {
+				t.Errorf("the page has no %q:\n%s", want, page)
+			}
+		}
 	}
 }
 

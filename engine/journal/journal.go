@@ -19,6 +19,7 @@
 package journal
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -79,10 +80,14 @@ type Run struct {
 // Book is a runbook as it was when the run began.
 type Book struct {
 	Path   string `json:"path"`
+	File   string `json:"file,omitempty"` // where it lies on the controller; "" for a shipped one
 	Title  string `json:"title"`
 	Digest string `json:"digest"`
 	Tasks  []Task `json:"tasks"`
 }
+
+// Key is what a book goes by from run to run.
+func (b Book) Key() string { return cmp.Or(b.File, b.Path) }
 
 // Task is a task or handler of a book.
 type Task struct {
@@ -132,6 +137,7 @@ type End struct {
 	Result   json.RawMessage `json:"result,omitempty"`
 	Values   json.RawMessage `json:"values,omitempty"`
 	Withheld bool            `json:"withheld,omitempty"` // the values held secrets and are not here
+	Unseen   bool            `json:"unseen,omitempty"`   // the values are not known: a person took it for done
 	Notified []string        `json:"notified,omitempty"` // task ids of handlers
 	Paid     []string        `json:"-"`                  // those of them that another run has run since: see the function
 	Effect   bool            `json:"effect,omitempty"`   // a Begin was written
@@ -160,6 +166,7 @@ type Resume struct {
 	MarkDone   []string `json:"mark_done,omitempty"`
 	Settings   []string `json:"settings,omitempty"` // values of -e that were given; no secret can be in them
 	Books      []Book   `json:"books,omitempty"`    // as they were from here on, where they had been edited
+	Hosts      []string `json:"hosts,omitempty"`    // where they are others than before
 }
 
 // The ways in which a run is closed.

@@ -58,7 +58,7 @@ func (s state) owed(all []Info) ([]Debt, error) {
 				debts = append(debts, Debt{Run: info.ID, N: info.Records, Owed: o})
 			}
 		default:
-			more, err := owedByDead(info)
+			more, err := owing(info.Path)
 			debts = append(debts, more...)
 			errs = append(errs, err)
 		}
@@ -120,27 +120,60 @@ func Paid(stateDir, id string, recs []Record) error {
 	return err
 }
 
-// pays tells whether a handler that ended so has had its turn.
-func pays(status string) bool { return status == "ok" || status == "changed" || status == "skipped" }
+// Owed returns the handlers that the run owes by what is on record of it so far.
+func (w *Writer) Owed() ([]Owed, error) {
+	w.mu.Lock()
+	err := w.wait(w.n)
+	w.mu.Unlock()
+	debts, more := owing(w.path)
+	var owed []Owed
+	for _, d := range debts {
+		owed = append(owed, d.Owed)
+	}
+	return owed, errors.Join(err, more)
+}
 
-// owedByDead follows a record: what was notified on a host, less what the handler has done there since.
-func owedByDead(info Info) ([]Debt, error) {
+// Owes returns the handlers that a task notified, but for those that another run has run since.
+func (e *End) Owes() []string {
+	return slices.DeleteFunc(slices.Clone(e.Notified), func(handler string) bool { return slices.Contains(e.Paid, handler) })
+}
+
+// forgiven reports whether a run has gone on after a failure as its book says.
+func (e *End) forgiven() bool {
+	var result struct{ Ignored, Rescued bool }
+	return json.Unmarshal(e.Result, &result) == nil && (result.Ignored || result.Rescued)
+}
+
+// pays tells whether a handler that ended so has had its turn.
+func (e *End) pays() bool {
+	return e.Status == "ok" || e.Status == "changed" || e.Status == "skipped" || e.Status == "failed" && e.forgiven()
+}
+
+// inDoubt tells whether what was begun may have changed the host although it did not end well.
+func (e *End) inDoubt() bool {
+	return e.Effect && (e.Status == "unreachable" || e.Status == "failed" && !e.forgiven())
+}
+
+// owing follows a record: what was notified on a host, or may have been, less what the handler has done there since.
+func owing(path string) ([]Debt, error) {
 	type handler struct{ host, task string }
 	type name struct{ book, play, name string }
+	var run Run
 	owed := map[handler]int{}
 	open := map[Key]Record{}
 	names := map[string]name{}
-	in, err := os.Open(info.Path)
+	in, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("cannot read what the run %s owes: %w", info.ID, err)
+		return nil, fmt.Errorf("cannot read what a run owes: %w", err)
 	}
 	defer in.Close()
-	err = newReader(in, info.Path).each(func(r Record) error {
+	err = newReader(in, path).each(func(r Record) error {
 		switch r.Kind {
 		case KindRun:
-			for _, b := range r.Run.Books {
+			run = *r.Run
+			for _, b := range run.Books {
 				for _, t := range b.Tasks {
-					names[t.ID] = name{b.Path, t.Play, t.Name}
+					names[t.ID] = name{b.Key(), t.Play, t.Name}
 				}
 			}
 		case KindResume:
@@ -151,7 +184,7 @@ func owedByDead(info Info) ([]Debt, error) {
 			today, ids := map[string]name{}, map[name]string{}
 			for _, b := range r.Resume.Books {
 				for _, t := range b.Tasks {
-					today[t.ID] = name{b.Path, t.Play, t.Name}
+					today[t.ID] = name{b.Key(), t.Play, t.Name}
 					ids[today[t.ID]] = t.ID
 				}
 			}
@@ -166,8 +199,10 @@ func owedByDead(info Info) ([]Debt, error) {
 		case KindBegin:
 			open[r.Begin.Key] = r
 		case KindEnd:
-			delete(open, r.End.Key)
-			if pays(r.End.Status) {
+			if !r.End.inDoubt() {
+				delete(open, r.End.Key)
+			}
+			if r.End.pays() {
 				delete(owed, handler{r.End.Host, r.End.Task})
 			}
 			for _, id := range r.End.Notified {
@@ -178,7 +213,7 @@ func owedByDead(info Info) ([]Debt, error) {
 	})
 	debt := func(host, id string, n int, unsure bool) Debt {
 		t := names[id]
-		return Debt{Run: info.ID, N: n, Owed: Owed{Host: host, Book: t.book, Play: t.play, Handler: id, Name: t.name, Unsure: unsure}}
+		return Debt{Run: run.ID, N: n, Owed: Owed{Host: host, Book: t.book, Play: t.play, Handler: id, Name: t.name, Unsure: unsure}}
 	}
 	var out []Debt
 	for h, n := range owed {
@@ -198,7 +233,7 @@ func owedByDead(info Info) ([]Debt, error) {
 	}
 	// Handlers run in the order of their book.
 	order := map[string]int{}
-	for _, b := range info.Run.Books {
+	for _, b := range run.Books {
 		for _, t := range b.Tasks {
 			order[t.ID] = len(order)
 		}

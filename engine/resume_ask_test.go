@@ -1,0 +1,324 @@
+package engine_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"runbook/engine"
+	"runbook/engine/journal"
+	"runbook/engine/spec"
+)
+
+// cut ends the record before the end of a task on a host, as if the program had died in it.
+func (r *resumable) cut(t *testing.T, task, host string) {
+	t.Helper()
+	lines := strings.SplitAfter(r.record(t), "\n")
+	for i, line := range lines {
+		if strings.Contains(line, `"kind":"end"`) && strings.Contains(line, `"name":"`+task+`"`) && strings.Contains(line, `"host":"`+host+`"`) {
+			if err := os.WriteFile(filepath.Join(r.state, "runs", r.id+".jsonl"), []byte(strings.Join(lines[:i], "")), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+	}
+	t.Fatalf("%q has no end on %s:\n%s", task, host, r.record(t))
+}
+
+// log is what the tasks of a run have written.
+func (r *resumable) log(t *testing.T, want string) {
+	t.Helper()
+	if got := strings.ReplaceAll(r.read("log"), "\n", " "); got != want {
+		t.Errorf("the log has %q, want %q", got, want)
+	}
+}
+
+func set(name, value string) func(*engine.Job) {
+	return func(job *engine.Job) {
+		job.Settings = append(job.Settings, engine.Setting{Name: name, Value: spec.ParseScalar(value), Origin: "-e"})
+	}
+}
+
+const onA = "        when: inventory_hostname == \"a\"\n"
+
+func says(name, more string) string {
+	return "      - name: " + name + "\n" + onA + "        command: {shell: 'echo " + name + " >>{{ root }}/log'}\n" + more
+}
+
+// indented puts tasks into a block.
+func indented(tasks string) string { return strings.ReplaceAll("\n"+tasks, "\n", "\n    ")[1:] }
+
+// TestQuestion guards that nothing follows from a question but what a person answers: no rescue, no always, no later task, whatever the book says of
+// failures.
+func TestQuestion(t *testing.T) {
+	for name, middle := range map[string]string{
+		"rescued":         "      - block:\n" + strings.TrimRight(indented(says("bare", "")), " ") + "        rescue:\n" + strings.TrimRight(indented(says("rescue", "")), " "),
+		"always":          "      - block:\n" + strings.TrimRight(indented(says("bare", "")), " ") + "        always:\n" + strings.TrimRight(indented(says("finally", "")), " "),
+		"ignored":         says("bare", "        ignore_errors: true\n"),
+		"never a mistake": says("bare", "        failed_when: false\n"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newResumable(t, resumeHead+middle+says("tail", ""))
+			r.run(t, nil)
+			r.cut(t, "bare", "a")
+			if err := os.Remove(filepath.Join(r.root, "log")); err != nil {
+				t.Fatal(err)
+			}
+			out, s := r.run(t, nil)
+			if len(s.Questions) != 1 || s.Questions[0] != (engine.Question{Host: "a", Task: "bare"}) || len(s.Failures) != 1 {
+				t.Errorf("asked %v, failures %v:\n%s", s.Questions, s.Failures, out)
+			}
+			r.log(t, "")
+			out, s = r.run(t, func(job *engine.Job) { job.MarkDone = []string{"a/bare"} })
+			want := "tail "
+			if name == "always" {
+				want = "finally tail "
+			}
+			if s.Failed() || s.Asked() {
+				t.Errorf("answered, it should be through:\n%s", out)
+			}
+			r.log(t, want)
+		})
+	}
+}
+
+// TestQuestionInLoop guards that a loop does not go on past an item of which it is asked, and that items are known by what is done with them.
+func TestQuestionInLoop(t *testing.T) {
+	r := newResumable(t, strings.Replace(resumeHead, "params:\n", "params:\n  items: {type: list, default: [ann, bob]}\n", 1)+"      - name: bare\n"+onA+`        loop: items
+        command: {shell: 'echo {{ item }} >>{{ root }}/log; test {{ item }} != bob || test -e {{ root }}/open'}
+`)
+	if out, s := r.run(t, nil); !s.Failed() {
+		t.Fatalf("bob should fail:\n%s", out)
+	}
+	r.log(t, "ann bob ")
+	r.touch(t, "open")
+	// Somebody puts zoe before them.
+	zoe := func(accept bool) func(*engine.Job) {
+		return func(job *engine.Job) {
+			job.AcceptChanges = accept
+			set("items", "zoe,ann,bob")(job)
+		}
+	}
+	if out, s := r.run(t, zoe(false)); len(s.Questions) != 1 || !s.Questions[0].Accept {
+		t.Errorf("asked %v:\n%s", s.Questions, out)
+	}
+	r.log(t, "ann bob ")
+	if out, s := r.run(t, zoe(true)); s.Failed() {
+		t.Errorf("accepted:\n%s", out)
+	}
+	r.log(t, "ann bob zoe bob ")
+
+	// One that died in the first item does not do the second before it is answered.
+	r = newResumable(t, resumeHead+"      - name: bare\n"+onA+"        loop: [one, two]\n        command: {shell: 'echo {{ item }} >>{{ root }}/log'}\n")
+	r.run(t, nil)
+	r.cut(t, "bare", "a")
+	if out, s := r.run(t, nil); len(s.Questions) != 1 {
+		t.Errorf("asked %v:\n%s", s.Questions, out)
+	}
+	r.log(t, "one two ")
+}
+
+// TestQuestionRunOnce guards that what was under way for all on a host that is not the first one now is asked about there.
+func TestQuestionRunOnce(t *testing.T) {
+	r := newResumable(t, resumeHead+`      - name: gate
+        when: inventory_hostname == "a"
+        command: {argv: [test, -e, '{{ root }}/open'], read: true}
+      - name: once
+        run_once: true
+        command: {shell: 'echo {{ inventory_hostname }} >>{{ root }}/log'}
+`)
+	r.run(t, nil)
+	r.log(t, "b ")
+	r.cut(t, "once", "b")
+	r.touch(t, "open")
+	if out, s := r.run(t, nil); len(s.Questions) != 1 || s.Questions[0].Host != "b" {
+		t.Errorf("asked %v:\n%s", s.Questions, out)
+	}
+	r.log(t, "b ")
+}
+
+// TestTakenForDone guards that nobody invents what a command returned that a person took for done: who needs it fails, and it can be done once
+// more after all.
+func TestTakenForDone(t *testing.T) {
+	r := newResumable(t, resumeHead+says("bare", "        register: said\n")+"      - name: needs it\n"+onA+
+		"        copy: {dest: '{{ root }}/a', content: \"{{ said.stdout }}|\\n\"}\n      - name: hangs on it\n        when: inventory_hostname == \"a\" and said.rc == 0\n        command: {shell: 'echo hangs >>{{ root }}/log'}\n")
+	r.run(t, nil)
+	r.cut(t, "bare", "a")
+	if err := os.Remove(filepath.Join(r.root, "a")); err != nil {
+		t.Fatal(err)
+	}
+	r.log(t, "bare hangs ")
+	out, s := r.run(t, func(job *engine.Job) { job.MarkDone = []string{"a/bare"} })
+	if !s.Failed() || !strings.Contains(out, "is not known, for it was taken for done") || r.read("a") != "" {
+		t.Errorf("it went on with %q:\n%s", r.read("a"), out)
+	}
+	if out, s = r.run(t, nil); !s.Failed() || !strings.Contains(out, "is not known, for it was taken for done") {
+		t.Errorf("it went on with %q:\n%s", r.read("a"), out)
+	}
+	r.log(t, "bare hangs ")
+	if out, s = r.run(t, func(job *engine.Job) { job.Rerun = []string{"a/bare"} }); s.Failed() || s.Asked() || r.read("a") != "|\n" {
+		t.Errorf("done once more, left %q:\n%s", r.read("a"), out)
+	}
+	r.log(t, "bare hangs bare hangs ")
+}
+
+// TestChangedSecret guards that a run does not go on with another secret than it began with unless all that had the old one gets the new one.
+func TestChangedSecret(t *testing.T) {
+	file := func(name string) string {
+		return "      - name: " + name + "\n" + onA + "        copy: {dest: '{{ root }}/" + name + "', content: \"{{ password }}\\n\", mode: '0600'}\n"
+	}
+	r := newResumable(t, resumeHead+file("one")+gate+file("two"))
+	r.run(t, nil)
+	r.touch(t, "open")
+	out, s := r.run(t, set("password", "another-secret"))
+	if s.Failed() || r.read("one") != "another-secret\n" || r.read("two") != "another-secret\n" {
+		t.Errorf("one %q, two %q\n%s", r.read("one"), r.read("two"), out)
+	}
+}
+
+// TestPassedOver guards that a change on record is not forgotten because its condition does not hold any more, nor the handler that it notified.
+func TestPassedOver(t *testing.T) {
+	book := strings.Replace(resumeHead, "params:\n", "params:\n  wanted: {type: bool, default: true}\n", 1) + `      - name: file
+        when: wanted && inventory_hostname == "a"
+        copy: {dest: '{{ root }}/file', content: "x\n"}
+        notify: restart
+` + gate + "    handlers:\n      - name: restart\n        command: {shell: 'echo restarted >>{{ root }}/log'}\n"
+	r := newResumable(t, book)
+	r.run(t, nil)
+	r.touch(t, "open")
+	if out, s := r.run(t, set("wanted", "false")); len(s.Questions) != 1 || !s.Questions[0].Accept {
+		t.Errorf("asked %v:\n%s", s.Questions, out)
+	}
+	r.log(t, "")
+	if out, s := r.run(t, func(job *engine.Job) { set("wanted", "false")(job); job.AcceptChanges = true }); s.Failed() || s.Asked() {
+		t.Errorf("accepted:\n%s", out)
+	}
+	r.log(t, "restarted ")
+}
+
+// TestOwed guards that a handler which was notified stays owed until it has had its turn, however often and wherever the run ends before it.
+func TestOwed(t *testing.T) {
+	handler := "    handlers:\n      - name: restart\n        command: {shell: 'echo restarted >>{{ root }}/log; test ! -e {{ root }}/broken'}\n"
+	notifies := "      - name: file\n" + onA + "        copy: {dest: '{{ root }}/file', content: \"x\\n\"}\n        notify: restart\n"
+	closed := strings.ReplaceAll(gate, "open", "open2")
+	stop := func(job *engine.Job) {
+		ended := make(chan struct{})
+		close(ended)
+		job.Stop = ended
+	}
+	for _, c := range []struct {
+		name, book string
+		again      func(t *testing.T, r *resumable) // what happens after the first run
+		log        string                           // when another run of the book has paid
+	}{
+		{"a resume that ends before it comes there", notifies + closed + handler, func(t *testing.T, r *resumable) { r.run(t, stop) }, "restarted "},
+		{"the handler fails", notifies + handler, func(t *testing.T, r *resumable) {
+			if err := os.Remove(filepath.Join(r.root, "broken")); err != nil {
+				t.Fatal(err)
+			}
+		}, "restarted restarted "},
+		{"the notifier dies", notifies + closed + handler, func(t *testing.T, r *resumable) {
+			r.cut(t, "file", "a")
+			r.run(t, stop)
+		}, "restarted "},
+		{"the notifier fails half-way", "      - name: file\n" + onA + "        command: {shell: 'echo half >>{{ root }}/half; test -e {{ root }}/open2', creates: '{{ root }}/half'}\n        notify: restart\n" + handler,
+			func(*testing.T, *resumable) {}, "restarted "},
+		{"it has run, and the run ends again", notifies + "      - meta: flush_handlers\n" + closed + handler, func(t *testing.T, r *resumable) { r.run(t, stop) }, "restarted "},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			r := newResumable(t, resumeHead+c.book)
+			if c.name == "the handler fails" {
+				r.touch(t, "broken")
+			}
+			if out, s := r.run(t, nil); !s.Failed() {
+				t.Fatalf("the first run should fail:\n%s", out)
+			}
+			c.again(t, r)
+			debts, err := journal.Debts(r.state, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ran := strings.Contains(c.name, "has run"); ran != (len(debts) == 0) {
+				t.Errorf("owed %+v\n%s", debts, r.record(t))
+			}
+			r.touch(t, "open2")
+			for range 2 { // once
+				r.id = ""
+				if debts, err = journal.Debts(r.state, nil); err != nil {
+					t.Fatal(err)
+				}
+				if out, s := r.run(t, func(job *engine.Job) { job.Debts = debts }); s.Failed() {
+					t.Errorf("another run:\n%s", out)
+				}
+			}
+			r.log(t, c.log)
+		})
+	}
+}
+
+// TestResumeNotifies guards that a task which failed when it had changed its host notifies, if there is nothing left to do when it is done again.
+func TestResumeNotifies(t *testing.T) {
+	r := newResumable(t, resumeHead+"      - name: file\n"+onA+`        command: {shell: 'echo half >>{{ root }}/half; exit 1', creates: '{{ root }}/half'}
+        notify: restart
+    handlers:
+      - name: restart
+        command: {shell: 'echo restarted >>{{ root }}/log'}
+`)
+	r.run(t, nil)
+	if out, s := r.run(t, nil); s.Failed() {
+		t.Errorf("not through:\n%s", out)
+	}
+	r.log(t, "restarted ")
+}
+
+// TestWrittenOff guards that a handler which the book no longer has is owed no longer, and that one which is not wanted any more has had its turn.
+func TestWrittenOff(t *testing.T) {
+	book := resumeHead + "      - name: file\n" + onA + "        copy: {dest: '{{ root }}/file', content: \"x\\n\"}\n        notify: restart\n" + gate +
+		"    handlers:\n      - name: restart\n        command: {shell: 'echo restarted >>{{ root }}/log'}\n"
+	for name, edit := range map[string]*strings.Replacer{
+		"gone":       strings.NewReplacer("restart", "reload"),
+		"not wanted": strings.NewReplacer("      - name: restart\n", "      - name: restart\n        when: false\n"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newResumable(t, book)
+			r.run(t, nil)
+			r.touch(t, "open")
+			r.write(t, edit.Replace(book))
+			r.id = ""
+			debts, err := journal.Debts(r.state, nil)
+			if err != nil || len(debts) != 1 {
+				t.Fatal(err, debts)
+			}
+			out, s := r.run(t, func(job *engine.Job) { job.Debts = debts })
+			if debts, err = journal.Debts(r.state, nil); err != nil || len(debts) != 0 || s.Failed() {
+				t.Errorf("owed %+v %v\n%s", debts, err, out)
+			}
+			r.log(t, "")
+		})
+	}
+}
+
+// TestStopWaiting guards that the first interrupt ends what only waits, and that this counts as no failure which the book might forgive.
+func TestStopWaiting(t *testing.T) {
+	for name, waits := range map[string]string{
+		"until":    "      - name: waits\n" + onA + "        command: {argv: ['false'], read: true}\n        until: false\n        retries: 1000\n        delay: 60\n        ignore_errors: true\n",
+		"wait_for": "      - name: waits\n" + onA + "        wait_for: {path: '{{ root }}/never', timeout: 600}\n        ignore_errors: true\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newResumable(t, resumeHead+waits+says("tail", ""))
+			ended := make(chan struct{})
+			time.AfterFunc(500*time.Millisecond, func() { close(ended) })
+			begin := time.Now()
+			out, s := r.run(t, func(job *engine.Job) { job.Stop = ended })
+			if took := time.Since(begin); took > 20*time.Second || !s.Interrupted || s.Totals[0].Ignored > 0 {
+				t.Errorf("after %v: %+v\n%s", took, s.Totals, out)
+			}
+			r.log(t, "")
+		})
+	}
+}
