@@ -484,6 +484,45 @@ func testJobRestart(t *testing.T, c transport.Conn) {
 	<-done
 }
 
+// When the host's clock is set while a job runs, it is not older or younger for that: its timeout is as far away as it was.
+func TestJobClock(t *testing.T) {
+	t.Parallel()
+	dir := tempDir(t)
+	if err := os.WriteFile(dir+"/date", []byte("#!/bin/sh\nexec /bin/date -d '+1 day' \"$@\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	before := connect(t, startServer(t, sshtest.Options{}).Config())
+	after := connect(t, startServer(t, sshtest.Options{Env: []string{"PATH=" + dir + ":" + os.Getenv("PATH")}}).Config())
+	if a, b := script(t, before, "date +%F"), script(t, after, "date +%F"); a == b {
+		t.Fatalf("it is %s before and after", a)
+	}
+	job := newJob(t, before, transport.Cmd{Script: "echo begun; until [ -e " + dir + "/gate ]; do sleep 0.05; done; echo ended", Timeout: time.Hour})
+	begun := make(chan bool, 10)
+	done := make(chan error, 1)
+	for _, c := range []transport.Conn{before, after} {
+		go func() {
+			out, err := transport.RunJob(ctx(t), c, job, func(string) { begun <- true })
+			if err == nil && string(out.Stdout) != "begun\nended\n" {
+				err = fmt.Errorf("output %q", out.Stdout)
+			}
+			done <- err
+		}()
+		select {
+		case <-begun:
+		case err := <-done:
+			t.Fatalf("it is over: %v", err)
+		}
+	}
+	if err := os.WriteFile(dir+"/gate", nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // A secret on standard input is in no process's arguments, and in no file once the job runs.
 func testJobSecret(t *testing.T, c transport.Conn) {
 	canary := fmt.Sprintf("canary-%d-%d", os.Getpid(), lastSeconds.Add(1))
