@@ -316,7 +316,7 @@ func (m *mysqlImport) lockFree(ctx context.Context, s *mysqlSession) error {
 			return s.explain(err)
 		}
 		if waits {
-			if full := s.fullDisks(ctx); full != "" || time.Since(begin) > mysqlPatience.room {
+			if full := s.fullDisks(ctx, mysqlWriteKB); full != "" || time.Since(begin) > mysqlPatience.room {
 				return &noRoomError{full}
 			}
 			limit = time.Now().Add(importEnds)
@@ -393,7 +393,7 @@ func (m *mysqlImport) Apply(ctx context.Context, host *module.Host, _ module.Pla
 	if err = ended(err); err != nil {
 		if isExit(err) {
 			text := s.masker.Mask(stderrText(err))
-			if full := s.fullDisks(ctx); full != "" {
+			if full := s.fullDisks(ctx, mysqlExtentKB); full != "" {
 				text = full + ": " + text
 			}
 			return nil, fmt.Errorf("the import failed; the databases are incomplete and marked so, a new run loads them again: %s", text)

@@ -61,7 +61,7 @@ func (s *mysqlSession) watch(ctx context.Context, moved func() int64) (context.C
 			return noRoom
 		}
 		if err = s.explain(err); mysqlSpaceErrors[mysqlErrno(err)] {
-			if full := s.fullDisks(outer); full != "" {
+			if full := s.fullDisks(outer, mysqlExtentKB); full != "" {
 				return fmt.Errorf("%s: %w", full, err)
 			}
 		}
@@ -112,7 +112,7 @@ func (s *mysqlSession) lookout(ctx context.Context, cancel context.CancelCauseFu
 		if since.IsZero() {
 			since = time.Now()
 		}
-		full, limit := looking.fullDisks(ctx), mysqlPatience.full
+		full, limit := looking.fullDisks(ctx, mysqlWriteKB), mysqlPatience.full
 		if full == "" {
 			limit = mysqlPatience.room
 		}
@@ -138,8 +138,8 @@ func (s *mysqlSession) waitsForRoom(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-// mysqlFullKB is how much free space counts as none: InnoDB takes several megabytes at a time.
-const mysqlFullKB = 16 << 10
+// How much free space counts as none: for a write that waits, and for InnoDB, which takes several megabytes at a time.
+const mysqlWriteKB, mysqlExtentKB = 1 << 10, 16 << 10
 
 const mysqlDisks = `
 for d; do
@@ -148,8 +148,8 @@ for d; do
 done 2>/dev/null
 :`
 
-// fullDisks says which of the folders that the server writes to are full; "" if none is, or that cannot be told.
-func (s *mysqlSession) fullDisks(ctx context.Context) string {
+// fullDisks says which of the folders that the server writes to have less free space than that; "" if none has, or that cannot be told.
+func (s *mysqlSession) fullDisks(ctx context.Context, less int) string {
 	if !s.target.local() {
 		return ""
 	}
@@ -178,11 +178,11 @@ func (s *mysqlSession) fullDisks(ctx context.Context) string {
 	if err != nil {
 		return ""
 	}
-	return parseDisks(string(out.Stdout))
+	return parseDisks(string(out.Stdout), less)
 }
 
 // parseDisks reads what mysqlDisks wrote, each disk once.
-func parseDisks(text string) string {
+func parseDisks(text string, less int) string {
 	var full []string
 	seen := map[string]bool{}
 	for line := range strings.SplitSeq(text, "\n") {
@@ -195,7 +195,7 @@ func parseDisks(text string) string {
 		}
 		seen[kind+mount] = true
 		switch {
-		case kind == "K" && free < mysqlFullKB:
+		case kind == "K" && free < less:
 			full = append(full, fmt.Sprintf("the disk of %s is full, %d KB free", folder, free))
 		case kind == "I" && free == 0:
 			full = append(full, fmt.Sprintf("the disk of %s has no inodes left", folder))

@@ -6,6 +6,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // What a host says of the disks of its server's folders.
@@ -17,14 +20,14 @@ func TestParseDisks(t *testing.T) {
 		{"K 16383 /a b\t/mnt\nI 0 /a b\t/mnt\nK 16384 /tmp\t/tmp\n", "the disk of /a b is full, 16383 KB free; the disk of /a b has no inodes left"},
 		{"K x /a\t/\nK 1\nnonsense\n", ""},
 	} {
-		if got := parseDisks(c.said); got != c.want {
+		if got := parseDisks(c.said, mysqlExtentKB); got != c.want {
 			t.Errorf("%q: %q, want %q", c.said, got, c.want)
 		}
 	}
 	// A real host says it so that it can be read.
 	out, err := exec.Command("sh", "-c", mysqlDisks, "runbook", "/", t.TempDir(), "/none").Output()
-	if err != nil || !regexp.MustCompile(`(?m)^K [0-9]+ /\t/`).Match(out) || parseDisks(string(out)) != "" {
-		t.Errorf("%q, %v: %q", out, err, parseDisks(string(out)))
+	if err != nil || !regexp.MustCompile(`(?m)^K [0-9]+ /\t/`).Match(out) || parseDisks(string(out), mysqlExtentKB) != "" {
+		t.Errorf("%q, %v: %q", out, err, parseDisks(string(out), mysqlExtentKB))
 	}
 }
 
@@ -66,5 +69,44 @@ func TestDumpTrailer(t *testing.T) {
 	}
 	if !whole(body + "DELIMITER ;;\nCREATE PROCEDURE p() BEGIN\n" + undated + "END ;;\nDELIMITER ;\n" + dated) {
 		t.Error("a dump with a line like the trailer in a procedure does not count as whole")
+	}
+}
+
+// A statement that waits for room is given up, though not ended, and so is one that waits for it; what is only slow is not.
+func TestNoRoom(t *testing.T) {
+	s, _ := startPair(t)
+	defer func(before struct{ look, full, room time.Duration }) { mysqlPatience = before }(mysqlPatience)
+	mysqlPatience.look, mysqlPatience.full, mysqlPatience.room = 100*time.Millisecond, time.Second, time.Second
+
+	disk := filepath.Join(s.dir, "disk")
+	if err := os.Mkdir(disk, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=64k"); err != nil {
+		t.Skipf("SKIPPED: needs a disk that is full, and cannot mount one: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(disk, unix.MNT_DETACH) })
+	s.sql("CREATE DATABASE room", "CREATE TABLE room.t (a LONGBLOB) ENGINE=MyISAM DATA DIRECTORY='"+disk+"'")
+	const fills = "INSERT INTO room.t VALUES (REPEAT('x', 200000))"
+
+	login := mysqlLogin{LoginUser: "root", LoginSocket: s.socket}
+	looks, err := login.open(t.Context(), s.host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer looks.close()
+	if err := looks.exec(t.Context(), "DO SLEEP(2.5)"); err != nil {
+		t.Errorf("a statement that is only slow: %v", err)
+	}
+	for _, query := range []string{fills, "DROP TABLE room.t"} {
+		begin := time.Now()
+		s.refused("sql", map[string]any{"login_socket": s.socket, "query": query}, "the server waits for room on a disk")
+		if took := time.Since(begin); took > 10*time.Second {
+			t.Errorf("%q is given up after %v", query, took)
+		}
+	}
+	// It was not ended: it goes on when there is room. That the server notices once a minute only is not waited for.
+	if waits, err := looks.waitsForRoom(t.Context()); err != nil || !waits {
+		t.Errorf("the statement that was given up: waits %t, %v", waits, err)
 	}
 }
