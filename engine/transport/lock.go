@@ -593,11 +593,19 @@ func Lock(ctx context.Context, c Conn, user string, me Holder) (release func(con
 	nothing := func(context.Context) error { return nil }
 	l, old, err := h.takeLock(ctx, user, me, "", 0)
 	var held *HeldError
-	if errors.As(err, &held) && held.Holder.Job == "" {
-		old = &held.Holder
-		if _, ours := ownLocks.Load(old.id); ours && old.Run == me.Run && old.is(me) {
+	for errors.As(err, &held) && held.Holder.Job == "" {
+		mine, again := ownHolder(ctx, &held.Holder)
+		if mine && held.Holder.Run == me.Run && held.Holder.is(me) {
 			return nothing, nil, nil // the same machine by another name
 		}
+		if !again {
+			break
+		}
+		held = nil
+		l, old, err = h.takeLock(ctx, user, me, "", 0)
+	}
+	if held != nil && held.Holder.Job == "" {
+		old = &held.Holder
 		gone, lives := old.fate()
 		left, same := !old.Left.IsZero(), old.Run == me.Run
 		switch {
@@ -620,15 +628,45 @@ func Lock(ctx context.Context, c Conn, user string, me Holder) (release func(con
 type heldLock struct {
 	host   *host
 	stream *stream
-	id     string
+	own    *ownLock
 	ended  chan struct{} // closed when the holder has ended
 
 	released atomic.Bool // somebody asked for the end
 	writing  sync.Mutex
 }
 
-// ownLocks are the ids of the locks that this process holds.
+// ownLocks are the locks that this process holds, is about to hold or held, by their ids.
 var ownLocks sync.Map
+
+type ownLock struct {
+	decided chan struct{} // closed when it is held, or will not be
+	held    atomic.Bool
+}
+
+// ownHolder reports whether a holder is this process. again says that it was or may have been, and things are others by now.
+func ownHolder(ctx context.Context, h *Holder) (mine, again bool) {
+	var open *ownLock
+	ownLocks.Range(func(id, lock any) bool {
+		if l := lock.(*ownLock); id == h.id || h.Run == "" { // who has not said who may be this process
+			select {
+			case <-l.decided:
+			default:
+				open = l
+			}
+		}
+		return open == nil
+	})
+	if open != nil {
+		select {
+		case <-open.decided:
+		case <-ctx.Done():
+			return false, false
+		}
+	}
+	known, own := ownLocks.Load(h.id)
+	mine = own && known.(*ownLock).held.Load()
+	return mine, !mine && (open != nil || own && h.Left.IsZero())
+}
 
 // takeLock tries once, and takes the place of the holder evict, whose commands are waited for. The Holder that it returns has died.
 func (h *host) takeLock(ctx context.Context, user string, me Holder, evict string, wait time.Duration) (*heldLock, *Holder, error) {
@@ -639,6 +677,9 @@ func (h *host) takeLock(ctx context.Context, user string, me Holder, evict strin
 	id := nonce()
 	head := settings("given", h.cfg.LockDir, "who", me.lines()+"\nid "+id, "run", word(me.Run), "evict", evict,
 		"tries", fmt.Sprint(int(wait/(100*time.Millisecond))), "ssh", ssh)
+	own := &ownLock{decided: make(chan struct{})}
+	ownLocks.Store(id, own)
+	defer close(own.decided)
 	s, err := h.startStream(ctx, user, Cmd{Script: head + lockBasics + lockMake + lockScript}, true, true)
 	if err != nil {
 		return nil, nil, err
@@ -649,8 +690,8 @@ func (h *host) takeLock(ctx context.Context, user string, me Holder, evict strin
 		err = cmp.Or(ctx.Err(), err)
 	}
 	if err == nil && verdict == "locked" {
-		l := &heldLock{host: h, stream: s, id: id, ended: make(chan struct{})}
-		ownLocks.Store(id, true)
+		l := &heldLock{host: h, stream: s, own: own, ended: make(chan struct{})}
+		own.held.Store(true)
 		h.watchWork(l)
 		go l.watch()
 		go l.renew()
@@ -705,7 +746,7 @@ func (l *heldLock) renew() {
 func (l *heldLock) watch() {
 	defer close(l.ended)
 	_, _ = io.Copy(io.Discard, l.stream.in)
-	ownLocks.Delete(l.id)
+	l.own.held.Store(false)
 	l.host.watchWork(nil)
 	l.stream.close()
 	if l.released.Load() || l.host.ctx.Err() != nil || l.host.link.lost() != nil {

@@ -560,3 +560,29 @@ func testLockJob(t *testing.T, cfg transport.Config) {
 	}
 	script(t, b, "test ! -e "+stale)
 }
+
+// TestLockManyNames guards that a run does not stand in its own way where many of its hosts are one machine.
+func TestLockManyNames(t *testing.T) {
+	dir := t.TempDir()
+	me := of("20261126-101533-dddd", os.Getpid())
+	for range 5 {
+		var wg sync.WaitGroup
+		for i := range 14 {
+			c := connect(t, transport.Config{Name: fmt.Sprintf("name%d", i), Connection: "local", LockDir: dir})
+			wg.Go(func() {
+				release, old, err := transport.Lock(ctx(t), c, "", me)
+				if err != nil || old != nil {
+					t.Errorf("taken over from %v: %v", old, err)
+					return
+				}
+				if _, err := c.Run(ctx(t), transport.Cmd{Script: ":"}); err != nil {
+					t.Error(err)
+				}
+				if err := release(ctx(t)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+}
