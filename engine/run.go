@@ -42,6 +42,7 @@ type failure struct {
 	task        string
 	msg         string
 	unreachable bool
+	counted     bool   // as a failure of its host
 	final       bool   // no rescue and no always follows: it was lost, or the run ends here
 	heldBack    string // the play whose earlier batch was lost: nothing was done here
 }
@@ -488,6 +489,9 @@ func (p *playRun) blocks(ctx context.Context, t *task, hosts []*hostRun) {
 				continue
 			}
 			failing = append(failing, h)
+			if f.counted {
+				h.total.Failed-- // a handler, of which nobody knew in time where it would be flushed
+			}
 			h.setFailure(nil)
 			p.book.stacks[h.host.Name].Set(vars.Builtin, nameFailure, vars.Const(map[string]any{"task": f.task, "msg": f.msg}), "the engine")
 		}

@@ -195,7 +195,7 @@ func (p *playRun) finish(ctx context.Context, t *task, h *hostRun, env *vars.Sta
 	p.register(t, h, values)
 	name := p.taskName(t, env)
 	if res.Status == report.Unreachable || res.Status == report.Failed && !res.Ignored {
-		f := &failure{task: name, msg: p.job.Masker.Mask(res.Msg), unreachable: worst.lost, final: worst.final()}
+		f := &failure{task: name, msg: p.job.Masker.Mask(res.Msg), unreachable: worst.lost, final: worst.final(), counted: res.Status == report.Failed && !res.Rescued}
 		h.setFailure(f)
 		if f.unreachable {
 			e := p.taskEvent(report.HostLost, t, h, name, "")
