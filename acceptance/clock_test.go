@@ -411,6 +411,7 @@ func TestClockJumps(t *testing.T) {
 	for range 8 {
 		kinds = append(kinds, jumping)
 	}
+	kinds = append(kinds, patient)
 	f := newClockField(t, kinds)
 	f.shifted = buildShifted(t, f.dir)
 	first := f.place(t, 0, patient)
@@ -437,7 +438,48 @@ func TestClockJumps(t *testing.T) {
 		}
 		wg.Go(func() { c.jump(at, seconds, controller, between) })
 	}
+	silent := f.place(t, 9, patient, "keepalive: 2s")
+	silent.name, silent.program = "the controller's clock is set back when its link has fallen silent", f.shifted
+	wg.Go(silent.silent)
 	wg.Wait()
+}
+
+// silent guards that a link which falls silent is found in time whatever becomes of the clock.
+func (c *clockPlace) silent() {
+	rules := ""
+	filter := func(do string) {
+		if out, err := c.host.Exec(context.Background(), "sh", "-ec", strings.ReplaceAll(rules, "DO", do)); err != nil {
+			c.errorf("%v %s", err, out)
+		}
+	}
+	var cut time.Time
+	line := c.whole(&moment{task: "detached", after: time.Second}, func(p *os.Process) {
+		out, err := c.lab.Command(context.Background(), "ss", "-Htnp", "dport", "=", ":22").Output()
+		for l := range strings.Lines(string(out)) {
+			if fields := strings.Fields(l); strings.Contains(l, fmt.Sprintf("pid=%d,", p.Pid)) {
+				port := fields[3][strings.LastIndex(fields[3], ":")+1:]
+				rules = "iptables DO INPUT -p tcp --sport " + port + " -j DROP; iptables DO OUTPUT -p tcp --dport " + port + " -j DROP"
+			}
+		}
+		if rules == "" {
+			c.errorf("no connection in %s, %v", out, err)
+			return
+		}
+		cut = time.Now()
+		time.AfterFunc(time.Minute, func() { _ = p.Kill() }) // it will not come back by itself
+		filter("-I")
+		if err := os.WriteFile(c.shift, []byte(strconv.Itoa(-day)), 0o644); err != nil {
+			c.errorf("%v", err)
+		}
+	})
+	if took := line.end.Sub(cut); line.code != 1 || took > 30*time.Second {
+		c.errorf("it ends after %s with exit code %d:\n%s", took, line.code, &c.said)
+	} else {
+		c.t.Logf("%s: found after %s", c.name, took.Round(time.Second/10))
+	}
+	filter("-D")
+	c.resume()
+	c.settled()
 }
 
 func (c *clockPlace) jump(at *moment, seconds int, controller, between bool) {
