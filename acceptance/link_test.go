@@ -141,6 +141,8 @@ func linkCases(t *testing.T, whole map[linkCase]int64) (all []linkCase) {
 	default:
 		t.Fatal(`RUNBOOK_LINKS: neither empty nor "all"`)
 	}
+	// Those that are waited for for a minute begin first.
+	slices.SortStableFunc(all, func(a, b linkCase) int { return slices.Index(lab.Cuts, b.cut) - slices.Index(lab.Cuts, a.cut) })
 	return all
 }
 
@@ -154,7 +156,11 @@ func TestLinkCuts(t *testing.T) {
 	field.prepare(t)
 
 	whole, want := map[linkCase]int64{}, map[int64]string{}
-	for _, size := range linkSizes {
+	sizes := linkSizes
+	if os.Getenv("RUNBOOK_LINKS") == "" {
+		sizes = sizes[:2]
+	}
+	for _, size := range sizes {
 		c := field.place(t, 0, size, "far", "near")
 		if out := c.call(t, func(report.Event) {}, c.arguments()...); out.code != 0 {
 			t.Fatalf("a run whose links are whole ends with exit code %d:\n%s", out.code, out.text)
