@@ -76,8 +76,12 @@ func (p *playRun) apply(ctx context.Context, t *task, m module.Module, args map[
 func signOfLife(ctx context.Context, host *module.Host, err error) error {
 	var lost *transport.UnreachableError
 	var exit *transport.ExitError
-	if errors.As(err, &lost) || errors.As(err, &exit) || ctx.Err() != nil {
+	late := context.Cause(ctx) == errTaskTimeout
+	if errors.As(err, &lost) || errors.As(err, &exit) || ctx.Err() != nil && !late {
 		return err
+	}
+	if late { // with a link that has fallen silent the task's time passes too
+		ctx = context.WithoutCancel(ctx)
 	}
 	if _, dead := host.Conn.Run(ctx, transport.Cmd{Script: "true"}); errors.As(dead, &lost) {
 		return fmt.Errorf("%w (%v)", dead, err)
