@@ -311,7 +311,7 @@ func (m *mysqlImport) lockFree(ctx context.Context, s *mysqlSession) error {
 		if !used {
 			return nil
 		}
-		waits, err := s.waitsForRoom(ctx)
+		waits, _, err := s.waitsForRoom(ctx)
 		if err != nil {
 			return s.explain(err)
 		}

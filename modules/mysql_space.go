@@ -94,7 +94,7 @@ func (s *mysqlSession) lookout(ctx context.Context, cancel context.CancelCauseFu
 				continue
 			}
 		}
-		waits, err := looking.waitsForRoom(ctx)
+		waits, long, err := looking.waitsForRoom(ctx)
 		if err != nil {
 			looking.close()
 			looking = nil
@@ -114,28 +114,29 @@ func (s *mysqlSession) lookout(ctx context.Context, cancel context.CancelCauseFu
 		}
 		full, limit := looking.fullDisks(ctx, mysqlWriteKB), mysqlPatience.full
 		if full == "" {
-			limit = mysqlPatience.room
+			limit, long = mysqlPatience.room, 0
 		}
-		s.host.Progress("the server waits for room on its disk: " + full)
-		if time.Since(since) >= limit {
+		s.host.Progress("the server waits for room on a disk: " + full)
+		if max(time.Since(since), long) >= limit {
 			cancel(&noRoomError{full})
 			return
 		}
 	}
 }
 
-// waitsForRoom says whether any thread of the server does.
-func (s *mysqlSession) waitsForRoom(ctx context.Context) (bool, error) {
+// waitsForRoom says whether any thread of the server does, and for how long it has been at its statement.
+func (s *mysqlSession) waitsForRoom(ctx context.Context) (waits bool, long time.Duration, err error) {
 	rows, err := s.rows(ctx, "SHOW PROCESSLIST")
 	if err != nil {
-		return false, err
+		return false, 0, err
 	}
 	for _, row := range rows.Rows {
 		if mysqlSpaceStates[mysqlText(row["State"])] {
-			return true, nil
+			seconds, _ := mysqlInt(row["Time"])
+			waits, long = true, max(long, time.Duration(seconds)*time.Second)
 		}
 	}
-	return false, nil
+	return waits, long, nil
 }
 
 // How much free space counts as none: for a write that waits, and for InnoDB, which takes several megabytes at a time.

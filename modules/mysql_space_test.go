@@ -106,7 +106,7 @@ func TestNoRoom(t *testing.T) {
 		}
 	}
 	// It was not ended: it goes on when there is room. That the server notices once a minute only is not waited for.
-	if waits, err := looks.waitsForRoom(t.Context()); err != nil || !waits {
+	if waits, _, err := looks.waitsForRoom(t.Context()); err != nil || !waits {
 		t.Errorf("the statement that was given up: waits %t, %v", waits, err)
 	}
 }
