@@ -161,6 +161,10 @@ func (c *clockPlace) run(at *moment, fault func(p *os.Process), args ...string) 
 	var stderr bytes.Buffer
 	cmd := c.lab.Command(context.Background(), c.program, args...)
 	cmd.Dir, cmd.Stderr = c.dir, &stderr
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid = true // the kernel wakes those that are stopped when their group loses its last parent, such as a shell
 	cmd.Env = append(cmd.Environ(), "RUNBOOK_TEST_SHIFT="+c.shift)
 	out, err := cmd.StdoutPipe()
 	if err == nil {

@@ -181,7 +181,7 @@ read -r line </proc/$$/stat
 read -r boot </proc/sys/kernel/random/boot_id
 read -r up _ </proc/uptime
 set -- ${line##*) }
-printf '%%s %%s %%s %%s\n' $$ "${20}" "$boot" "$up" >"$new/pid" && : >"$new/out" && : >"$new/err" &&
+printf '%%s %%s %%s %%s\n' $$ "${20}" "$boot" "$up" >"$new/pid" && : >"$new/out" && : >"$new/err" && echo '   ' >"$new/rc.part" &&
 	mkfifo "$new/out.pipe" "$new/err.pipe" || exit
 keep() {
 	trap '' HUP INT TERM
@@ -245,7 +245,8 @@ until all_kept || [ $idle -ge 20 ] || [ $total -ge 100 ]; do
 	sleep 0.1 || sleep 1
 done
 [ -z "$cut" ] || [ -e "$job/cut" ] || echo $cut >"$job/cut"
-echo $rc >"$job/rc.part" && { sync "$job/rc.part" 2>/dev/null || sync; mv "$job/rc.part" "$job/rc"; }
+# In place: where the command has filled the disk there is no room for anything new.
+printf '%%-3d\n' $rc | dd of="$job/rc.part" conv=notrunc 2>/dev/null && { sync "$job/rc.part" 2>/dev/null || sync; mv "$job/rc.part" "$job/rc"; }
 `
 
 // jobEnd ends a job's processes: SIGTERM, two seconds of grace, SIGKILL. Its processes are those of its session and their

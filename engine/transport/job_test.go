@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"runbook/engine/transport"
 	"runbook/engine/transport/sshtest"
 )
@@ -484,6 +486,26 @@ func testJobRestart(t *testing.T, c transport.Conn) {
 	<-done
 }
 
+// A job that fills its own disk finds its output closed, and its exit status is known all the same.
+func TestJobDiskFull(t *testing.T) { // not beside others of that user
+	cfg := opensshConfig(t, "/bin/dash")
+	c := connect(t, cfg)
+	dir, uid, _ := strings.Cut(script(t, c, "mkdir -p ~/.local/state/runbook/jobs; cd ~/.local/state/runbook/jobs; pwd; id -u"), "\n")
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0700,size=200k,uid="+strings.TrimSpace(uid)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	job := newJob(t, c, transport.Cmd{Script: "trap '' PIPE; while echo a line of output; do :; done 2>/dev/null; exit 5"})
+	out, err := transport.RunJob(ctx(t), c, job, nil)
+	if exit := (*transport.ExitError)(nil); !errors.As(err, &exit) || out.Code != 5 || !strings.HasPrefix(string(out.Stdout), "a line of output\n") {
+		t.Errorf("status %d, %d bytes, %v", out.Code, len(out.Stdout), err)
+	}
+}
+
 // When the host's clock is set while a job runs, it is not older or younger for that: its timeout is as far away as it was.
 func TestJobClock(t *testing.T) {
 	t.Parallel()
@@ -525,7 +547,7 @@ func TestJobClock(t *testing.T) {
 
 // A secret on standard input is in no process's arguments, and in no file once the job runs.
 func testJobSecret(t *testing.T, c transport.Conn) {
-	canary := fmt.Sprintf("canary-%d-%d", os.Getpid(), lastSeconds.Add(1))
+	canary := fmt.Sprintf("canary-%d-%dx", os.Getpid(), lastSeconds.Add(1))
 	var seen atomic.Int64
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
@@ -559,7 +581,7 @@ func testJobSecret(t *testing.T, c transport.Conn) {
 	}()
 	<-started
 	dir := jobDir(t, c, job.ID)
-	if got := script(t, c, "grep -r -l "+canary[:8]+" "+filepath.Dir(dir)+" || :"); got != "" {
+	if got := script(t, c, "grep -r -l '[c]"+canary[1:]+"' "+filepath.Dir(dir)+" || :"); got != "" {
 		t.Errorf("the secret is in files: %q", got)
 	}
 	if err := os.WriteFile(gate, nil, 0o666); err != nil {
