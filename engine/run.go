@@ -162,6 +162,7 @@ func (r *run) aftermath(ctx context.Context, begun []*book) (state []string) {
 	}
 	quiet := *r.job
 	quiet.Stop, quiet.Journal, quiet.Tags, quiet.SkipTags = nil, nil, nil, nil
+	quiet.Dial = func(_ context.Context, h *inventory.Host) (transport.Conn, error) { return r.connect(r.hosts[h.Name]) }
 	var mu sync.Mutex
 	quiet.Reporter = report.Func(func(e report.Event) {
 		if e.Kind != report.TaskEnd || e.Module != "assert" && e.Result.Status != report.Unreachable {
@@ -182,8 +183,12 @@ func (r *run) aftermath(ctx context.Context, begun []*book) (state []string) {
 		if f := h.failure(); f != nil && f.unreachable {
 			again.failed = f
 		}
-		again.dial.Do(func() { again.conn, again.lost = r.connect(h) })
 		after.hosts[name] = again
+	}
+	for _, h := range r.job.Inventory.Hosts() {
+		if after.hosts[h.Name].failed != nil && looksAt(begun, h) {
+			state = append(state, h.Name+": it was lost, so nothing is known of it")
+		}
 	}
 	for _, b := range begun {
 		for _, p := range b.plays {
@@ -193,6 +198,18 @@ func (r *run) aftermath(ctx context.Context, begun []*book) (state []string) {
 		}
 	}
 	return state
+}
+
+// looksAt reports whether a play that says how things are is for a host.
+func looksAt(books []*book, h *inventory.Host) bool {
+	for _, b := range books {
+		for _, p := range b.plays {
+			if p.after && slices.Contains(p.hosts, h) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // close ends all connections at once.

@@ -198,3 +198,19 @@ plays:
 		t.Errorf("nothing was masked:\n%s", rec.lines())
 	}
 }
+
+// TestAftermath: when a run has failed, the plays with on_failure say how things are, and of a host that was lost that nothing is known.
+func TestAftermath(t *testing.T) {
+	j, rec := job(t, "a: {}, gone: {port: 1}, idle: {port: 1}", `runbook: x
+plays:
+  - {hosts: "a:gone", tasks: [{command: {argv: ['true'], read: true}}]}
+  - {hosts: "a:gone", on_failure: true, tasks: [{assert: {that: inventory_hostname == "", msg: it serves}}]}
+`, nil)
+	summary, err := engine.Run(t.Context(), j)
+	if err != nil || len(summary.Failures) != 1 || summary.Failures[0].Host != "gone" {
+		t.Fatalf("%v %+v\n%s", err, summary.Failures, rec.lines())
+	}
+	if got := strings.Join(summary.State, "|"); !strings.HasPrefix(got, "gone: it was lost, so nothing is known of it|a: ") || strings.Contains(got, "idle") {
+		t.Errorf("how things are: %q", got)
+	}
+}
