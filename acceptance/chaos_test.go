@@ -708,6 +708,9 @@ func (s state) add(host, line string) {
 		if m := inserts.FindStringSubmatch(rest); m != nil {
 			name = m[1]
 		}
+		if name == "gtid_slave_pos" {
+			return // which of the events were the last
+		}
 	}
 	s[host+" "+kind+" "+name] += line + "\n"
 }

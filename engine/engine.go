@@ -75,6 +75,8 @@ type Job struct {
 	AcceptChanges bool
 	// Debts are handlers that earlier runs notified and did not run. Those of the plays of this run are run in it.
 	Debts []journal.Debt
+	// Own are those that the earlier parts of the resumed run owe.
+	Own []journal.Owed
 }
 
 // selects reports whether the tags asked for include a task with these.

@@ -227,7 +227,7 @@ func (p *playRun) judge(t *task, env *vars.Stack, out *outcome) {
 	if out.values == nil {
 		out.values = common(out.result, nil)
 	}
-	if out.final() || out.notRun || out.result.Status == report.Unknown || out.result.Status == report.Skipped {
+	if out.final() || out.unseen || out.notRun || out.result.Status == report.Unknown || out.result.Status == report.Skipped {
 		return
 	}
 	after := resultEnv(t, env, out.values)

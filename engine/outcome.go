@@ -24,7 +24,10 @@ type outcome struct {
 	restored bool    // it comes from the record of an earlier part of the run
 	notified []*task // the handlers that it notified
 	doing    *doing
-	open     bool // it is not settled whether it was done, so it has no end on record, and nothing follows from it
+	open     bool     // it is not settled whether it was done, so it has no end on record, and nothing follows from it
+	owes     []string // handlers that it notified in an earlier part of the run, where it is passed over now
+	owedAt   int
+	more     bool // items of its loop follow
 	unseen   bool // a person took it for done, so what it returned is not known
 	ended    bool // the run was ended while it waited: it is on record, and nothing follows from it
 	notRun   bool // check mode: declared to change nothing, so there is nothing to judge
@@ -32,6 +35,15 @@ type outcome struct {
 
 func (o *outcome) changed() bool {
 	return o.result.Status == report.Changed || o.result.Status == report.WouldChange
+}
+
+// had reports whether a handler that ended so has had its turn.
+func (o *outcome) had() bool {
+	switch o.result.Status {
+	case report.OK, report.Changed, report.Skipped:
+		return true
+	}
+	return o.result.Ignored || o.result.Rescued
 }
 
 // final reports whether its host takes no further part, whatever the book says of failures.

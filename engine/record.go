@@ -1,11 +1,11 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -115,32 +115,43 @@ func taskDigest(ts *spec.Task) string {
 type memo struct {
 	mu    sync.Mutex
 	ends  map[journal.Key]*journal.End
-	taken map[journal.Key]bool           // those of ends that an item of today has
+	taken map[*journal.End]bool          // those that an item of today has
 	begun map[journal.Key]*journal.Begin // without an end
-	half  map[journal.Key]bool           // it failed when it had begun
+	half  map[journal.Key]*journal.Begin // it failed when it had begun
+	at    map[*journal.End]int           // where it stands in the record
+	moved []*journal.End                 // of items in whose places others were done since
 	facts map[string]*journal.Facts
 	boots map[string]string // boot id by host, as it was last
 }
 
 func newMemo(past []journal.Record) *memo {
-	m := &memo{ends: map[journal.Key]*journal.End{}, taken: map[journal.Key]bool{}, half: map[journal.Key]bool{}, begun: map[journal.Key]*journal.Begin{}, facts: map[string]*journal.Facts{}, boots: map[string]string{}}
+	m := &memo{ends: map[journal.Key]*journal.End{}, taken: map[*journal.End]bool{}, half: map[journal.Key]*journal.Begin{}, at: map[*journal.End]int{}, begun: map[journal.Key]*journal.Begin{}, facts: map[string]*journal.Facts{}, boots: map[string]string{}}
 	rests := based(past)
 	for _, r := range past {
 		switch {
 		case r.Begin != nil:
 			m.begun[r.Begin.Key] = r.Begin
+			if old := m.ends[r.Begin.Key]; old != nil && old.Digest != r.Begin.Digest {
+				m.moved = append(m.moved, old)
+			}
 			delete(m.ends, r.Begin.Key)
-		case r.End != nil && r.End.Status == string(report.Unreachable) && r.End.Effect:
+		case r.End != nil && r.End.Digest == "":
+			// It was passed over.
+		case r.End != nil && r.End.Status == string(report.Unreachable) && r.End.Effect && !stands(r.End):
 			// It may have happened, so it is still under way.
 		case r.End != nil && m.begun[r.End.Key] == nil && !rests(r.End.Host, playOf(r.End.Task), r.N):
 			delete(m.ends, r.End.Key)
 		case r.End != nil:
+			begin := m.begun[r.End.Key]
 			delete(m.begun, r.End.Key)
+			if old := m.ends[r.End.Key]; old != nil && old.Digest != r.End.Digest {
+				m.moved = append(m.moved, old)
+			}
 			delete(m.ends, r.End.Key)
 			if delete(m.half, r.End.Key); stands(r.End) {
-				m.ends[r.End.Key] = r.End
+				m.ends[r.End.Key], m.at[r.End] = r.End, r.N
 			} else if r.End.Effect {
-				m.half[r.End.Key] = true
+				m.half[r.End.Key] = begin
 			}
 		case r.Facts != nil:
 			if len(r.Facts.Values) > 0 && rests(r.Facts.Host, "", r.N) {
@@ -197,7 +208,7 @@ func stands(end *journal.End) bool {
 	if json.Unmarshal(end.Result, &res) != nil {
 		return false
 	}
-	return res.Status != report.Unreachable && (res.Status != report.Failed || res.Ignored || res.Rescued)
+	return res.Status != report.Unreachable && res.Status != report.Failed || res.Ignored || res.Rescued
 }
 
 // playOf is the part of a task's name in the record that stands for its play.
@@ -208,6 +219,8 @@ func playOf(task string) string {
 
 // did reports whether a task was done on a host, or begun.
 func (m *memo) did(task, host string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for key := range m.ends {
 		if key.Task == task && key.Host == host {
 			return true
@@ -221,6 +234,21 @@ func (m *memo) did(task, host string) bool {
 	return false
 }
 
+// values are what a task returned on a host that takes no part any more, nil if they cannot be had from the record.
+func (m *memo) values(task, host string) map[string]any {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	end := m.ends[journal.Key{Task: task, Host: host, Item: "0", Nth: 1}]
+	if end == nil || end.Withheld || end.Unseen {
+		return nil
+	}
+	values, err := decodeValues(end.Values)
+	if err != nil {
+		return nil
+	}
+	return values
+}
+
 // doing is one doing of one item of a task on a host.
 type doing struct {
 	journal.Key
@@ -232,6 +260,7 @@ type doing struct {
 	halfway *journal.Begin // it was under way when an earlier part of the run ended
 	half    bool           // it failed in an earlier part, when it had begun
 	owes    []string       // handlers that it has notified in an earlier part
+	at      int            // where the record says so
 }
 
 // doingOf counts how often this item of the task is done on the host in this run.
@@ -239,17 +268,34 @@ func (p *playRun) doingOf(t *task, h *hostRun, index int) *doing {
 	d := &doing{Key: p.next(t, h, index)}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.done[d.Task+" "+d.Item]++
+	h.done[d.Task+" "+d.Item] = d.Nth
 	return d
 }
 
-// next is what the next doing of this item of the task will be called.
+// next is what the next doing of this item of the task will be called. A handler is done again unless all that notified it is on record, and its
+// doing behind that.
 func (p *playRun) next(t *task, h *hostRun, index int) journal.Key {
 	key := journal.Key{Task: p.taskID(t), Host: h.host.Name, Item: fmt.Sprint(index)}
 	h.mu.Lock()
-	defer h.mu.Unlock()
+	why := h.turn[t]
 	key.Nth = h.done[key.Task+" "+key.Item] + 1
-	return key
+	h.mu.Unlock()
+	if !slices.Contains(p.play.handlers, t) {
+		return key
+	}
+	m := p.memo
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for {
+		end, begun := m.ends[key], m.begun[key] != nil || m.half[key] != nil
+		if end == nil && !begun {
+			return key
+		}
+		if !why.fresh && (begun || m.at[end] > why.at) {
+			return key
+		}
+		key.Nth++
+	}
 }
 
 // taskID is the name of a task in the record: the runbook's place in the job, and the task's in the runbook.
@@ -260,41 +306,97 @@ func (p *playRun) taskID(t *task) string {
 func recordID(book int, t *task) string { return fmt.Sprintf("%d:%s", book+1, t.id) }
 
 // recall looks up what the record says of a doing whose arguments are known now. changed says that they were others then.
-func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args map[string]any, late, environment map[string]string) (changed bool) {
-	d.digest = digestOf([]any{t.spec.Module, target.host.Name, user, public(args), late, environment})
+func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args map[string]any, late, environment map[string]string) (changed bool, err error) {
+	known, err := p.public(args)
+	if err != nil {
+		return false, err
+	}
+	d.digest = digestOf([]any{t.spec.Module, target.host.Name, user, known, late, environment})
 	m := p.memo
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	d.half = m.half[d.Key] != nil
+	looped := t.loop != nil
 	begun := m.begun[d.Key]
-	d.half = m.half[d.Key]
+	if looped && (begun == nil || begun.Digest != d.digest) {
+		begun = m.itemBegun(d)
+	}
 	if begun != nil {
-		d.halfway = begun // with other arguments too: nobody knows what it did
-		return begun.Digest != d.digest
+		delete(m.begun, begun.Key)
+		d.Key, d.halfway = begun.Key, begun // with other arguments too: nobody knows what it did
+		return begun.Digest != d.digest, nil
 	}
 	end := m.ends[d.Key]
-	if end == nil || end.Digest != d.digest {
-		if same := m.item(d); same != nil {
+	if looped && (end == nil || end.Digest != d.digest) {
+		if same := m.itemDone(d); same != nil {
 			end = same
 		}
 	}
 	if end == nil {
-		return false
+		return false, nil
 	}
-	d.owes = end.Owes()
+	if !looped || end.Digest == d.digest {
+		d.owes, d.at = end.Owes(), m.at[end]
+	}
 	if end.Digest != d.digest {
-		return true
+		return true, nil
 	}
-	m.taken[end.Key] = true
+	m.taken[end] = true
 	d.restore = end
-	return false
+	return false, nil
 }
 
-// item finds an item with the same arguments at another place in the loop, which may have been edited. Who calls it holds mu.
-func (m *memo) item(d *doing) *journal.End {
-	for key, end := range m.ends {
-		if end.Digest == d.digest && !m.taken[key] && key.Task == d.Task && key.Host == d.Host && key.Nth == d.Nth && key.Item != d.Item {
-			return end
+// itemDone finds an item with the same arguments at another place in the loop, which may have been edited. Who calls it holds mu.
+func (m *memo) itemDone(d *doing) *journal.End {
+	var found *journal.End
+	look := func(end *journal.End) {
+		if end.Digest == d.digest && !m.taken[end] && end.Task == d.Task && end.Host == d.Host && end.Nth == d.Nth && (found == nil || m.at[end] < m.at[found]) {
+			found = end
 		}
+	}
+	for key, end := range m.ends {
+		if key.Item != d.Item {
+			look(end)
+		}
+	}
+	for _, end := range m.moved {
+		look(end)
+	}
+	return found
+}
+
+// itemBegun finds one that was under way. Who calls it holds mu.
+func (m *memo) itemBegun(d *doing) *journal.Begin {
+	for key, begin := range m.begun {
+		if begin.Digest == d.digest && key.Task == d.Task && key.Host == d.Host && key.Nth == d.Nth {
+			return begin
+		}
+	}
+	return nil
+}
+
+// leftover asks about items of a loop that were under way and that it does not have any more.
+func (p *playRun) leftover(t *task, h *hostRun) *outcome {
+	if p.job.Check || p.job.Journal == nil || h.failure() != nil {
+		return nil
+	}
+	id := p.taskID(t)
+	m := p.memo
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for key, begin := range m.begun {
+		if key.Task != id || key.Host != h.host.Name {
+			continue
+		}
+		delete(m.begun, key)
+		if p.job.AcceptChanges {
+			p.notifyOwed(h, begin.Notify, 0)
+			continue
+		}
+		out := fail("the item %s was under way when the run ended, and the loop has no such item any more: look on %s, and resume with --accept-changes", cmp.Or(begin.Label, key.Item), h.host.Name)
+		p.ask(Question{Host: h.host.Name, Task: t.label(), Accept: true})
+		out.open = true
+		return &out
 	}
 	return nil
 }
@@ -304,7 +406,8 @@ func (m *memo) item(d *doing) *journal.End {
 func (p *playRun) passedOver(t *task, h *hostRun, index int, out *outcome) {
 	key := p.next(t, h, index)
 	p.memo.mu.Lock()
-	end, begun := p.memo.ends[key], p.memo.begun[key]
+	end, begun := p.memo.ends[key], cmp.Or(p.memo.begun[key], p.memo.half[key])
+	at := p.memo.at[end]
 	p.memo.mu.Unlock()
 	if p.job.Check || begun == nil && (end == nil || !end.Effect) {
 		return
@@ -316,37 +419,64 @@ func (p *playRun) passedOver(t *task, h *hostRun, index int, out *outcome) {
 		out.open = true
 		return
 	}
-	out.doing = &doing{Key: key}
 	if end != nil {
-		out.doing.owes = end.Owes()
+		out.owes, out.owedAt = end.Owes(), at
 	} else {
-		out.doing.owes = begun.Notify
+		out.owes = begun.Notify
 	}
 }
 
-// public is arguments as a digest may know them: of a text that holds secrets what is around them.
-func public(args map[string]any) map[string]any {
-	out := maps.Clone(args)
-	for name, v := range out {
+// public is arguments as a digest may know them: of a secret whether it is the same.
+func (p *playRun) public(args map[string]any) (out map[string]any, err error) {
+	seal := func(shown, text string) any {
+		sealed := ""
+		if p.job.Journal != nil && err == nil {
+			sealed, err = p.job.Journal.Seal(text)
+		}
+		return []string{shown, sealed}
+	}
+	var known func(v any) any
+	known = func(v any) any {
 		switch v := v.(type) {
 		case module.Template:
 			if v.Secret {
-				out[name] = v.Shown
+				return seal(v.Shown, v.Text)
 			}
 		case secret.Secret:
-			out[name] = v.Shown()
+			return seal(v.Shown(), v.Reveal())
+		case []any:
+			list := make([]any, len(v))
+			for i, one := range v {
+				list[i] = known(one)
+			}
+			return list
+		case map[string]any:
+			m := map[string]any{}
+			for k, one := range v {
+				m[k] = known(one)
+			}
+			return m
 		}
+		return v
 	}
-	return out
+	out = map[string]any{}
+	for name, v := range args {
+		out[name] = known(v)
+	}
+	return out, err
 }
 
-// past is the outcome on record, if it can be had from there. again says that Check has to find whether it still stands: the host has
-// started anew since, or the task was given a secret, of which the record cannot tell whether it is the same.
-func (p *playRun) past(ctx context.Context, d *doing, t *task, target *hostRun, user string, args map[string]any, late, environment map[string]string) (out *outcome, again bool, stop *outcome) {
+// past is the outcome on record, if it can be had from there. again says that the host has started anew since, so that Check has to find whether
+// it still stands.
+func (p *playRun) past(ctx context.Context, d *doing, t *task, name string, target *hostRun, user string, args map[string]any, late, environment map[string]string) (out *outcome, again bool, stop *outcome) {
 	if d.Nth == 0 || p.job.Check {
 		return nil, false, nil
 	}
-	if p.recall(d, t, target, user, args, late, environment) && !p.job.AcceptChanges {
+	changed, err := p.recall(d, t, target, user, args, late, environment)
+	if err != nil {
+		return nil, false, p.unrecorded(err)
+	}
+	if changed && !p.job.AcceptChanges {
 		out := fail("its arguments are not what they were in the run that is resumed: resume with --accept-changes if that is meant")
 		p.ask(Question{Host: d.Host, Task: t.label(), Accept: true})
 		out.open = true
@@ -362,7 +492,7 @@ func (p *playRun) past(ctx context.Context, d *doing, t *task, target *hostRun, 
 	}
 	out.values, out.result.OnRecord = values, true
 	switch {
-	case d.restore.Unseen && p.answers(p.job.Rerun, d, t.label()):
+	case d.restore.Unseen && p.answers(p.job.Rerun, d, name):
 		d.halfway = &journal.Begin{Key: d.Key}
 		return nil, false, nil
 	case d.restore.Unseen:
@@ -379,12 +509,16 @@ func (p *playRun) past(ctx context.Context, d *doing, t *task, target *hostRun, 
 	if out.result.Status == report.Failed {
 		return out, false, nil
 	}
-	return out, holdsSecret(args) || d.restore.Effect && p.rebooted(ctx, target, user), nil
+	return out, d.restore.Effect && p.rebooted(ctx, target, user), nil
 }
 
 // unseen is what a task returned that a person took for done.
 func unseen(t *task) map[string]any {
-	return unknownFields(t.factory(), fmt.Sprintf("what %q returned is not known, for it was taken for done", t.label()))
+	values := unknownFields(t.factory(), fmt.Sprintf("what %q returned is not known, for it was taken for done", t.label()))
+	if _, has := values["rc"]; has {
+		values["rc"] = 0 // done is to say that it went well
+	}
+	return values
 }
 
 // answers reports whether a list of answers names a task on a host.
@@ -505,15 +639,16 @@ func (p *playRun) unrecorded(err error) *outcome {
 }
 
 // end puts the outcome of a doing on record.
-func (p *playRun) end(d *doing, out *outcome, e report.Event) {
-	if p.job.Journal == nil || out.restored || out.open || d == nil {
+// turn says that it was the last of a handler's items, and all are well.
+func (p *playRun) end(d *doing, out *outcome, e report.Event, turn bool) {
+	if p.job.Journal == nil || out.restored && (!turn || d.restore.Turn) || out.open || d == nil {
 		return
 	}
 	if d.halfway != nil && !d.began && (out.result.Status == report.Failed || out.result.Status == report.Unreachable) {
 		return // nobody could look, so it is under way as before
 	}
 	mask := p.job.Masker.Mask
-	end := &journal.End{Key: d.Key, Name: mask(e.Task), Label: mask(e.Item), On: out.on, Digest: d.digest, Status: string(out.result.Status), Effect: d.began}
+	end := &journal.End{Key: d.Key, Name: mask(e.Task), Label: mask(e.Item), On: out.on, Digest: d.digest, Status: string(out.result.Status), Effect: d.began, Turn: turn}
 	end.Result, _ = json.Marshal(p.masked(out.result))
 	values, err := json.Marshal(out.values)
 	if end.Unseen = out.unseen; end.Unseen {
@@ -527,7 +662,7 @@ func (p *playRun) end(d *doing, out *outcome, e report.Event) {
 	}
 	record := journal.Record{Kind: journal.KindEnd, End: end}
 	write := p.job.Journal.Append
-	if d.began || len(end.Notified) > 0 {
+	if d.began || turn || len(end.Notified) > 0 {
 		write = p.job.Journal.Commit
 	}
 	if err := write(record); err != nil {
@@ -542,8 +677,6 @@ func holdsSecret(v any) bool {
 	switch v := v.(type) {
 	case secret.Secret:
 		return true
-	case module.Template:
-		return v.Secret
 	case []any:
 		return slices.ContainsFunc(v, holdsSecret)
 	case map[string]any:
@@ -706,14 +839,16 @@ func (p *playRun) takeDebts(hosts []*hostRun) {
 			if d.Host != h.host.Name || d.Book != p.bookKey() || d.Play != p.play.title {
 				return false
 			}
-			at := slices.IndexFunc(p.play.handlers, func(t *task) bool { return t.label() == d.Name })
-			if at < 0 {
+			handler, elsewhere := p.payer(d.Owed)
+			if elsewhere {
+				return false
+			}
+			if handler == nil {
 				p.writeOff(d)
 				return true
 			}
-			handler := p.play.handlers[at]
 			h.mu.Lock()
-			h.notified[handler] = ""
+			h.notice(handler, notice{fresh: true})
 			h.debts[handler] = d
 			h.mu.Unlock()
 			e := p.event(report.Warning)
@@ -725,6 +860,62 @@ func (p *playRun) takeDebts(hosts []*hostRun) {
 			p.emit(e)
 			return true
 		})
+	}
+}
+
+// payer finds the handler of this play that a debt is about; elsewhere says that another play of the same name has it, which is the one that the
+// run was in, or else the first.
+func (p *playRun) payer(d journal.Owed) (handler *task, elsewhere bool) {
+	var first, same *play
+	find := func(play *play) *task {
+		for _, t := range play.handlers {
+			if t.label() == d.Name {
+				return t
+			}
+		}
+		return nil
+	}
+	for _, other := range p.book.plays {
+		if other.title != d.Play || find(other) == nil {
+			continue
+		}
+		if first == nil {
+			first = other
+		}
+		if strings.HasPrefix(d.Handler[strings.Index(d.Handler, ":")+1:], other.handlers[0].id[:strings.Index(other.handlers[0].id, "/")+1]) {
+			same = other
+		}
+	}
+	if pays := cmp.Or(same, first); pays != p.play {
+		return nil, pays != nil
+	}
+	return find(p.play), false
+}
+
+// takeOwn notifies the handlers that earlier parts of this run owe and that nothing has notified again: what did was edited away, or skipped.
+func (p *playRun) takeOwn(hosts []*hostRun) {
+	for _, d := range p.job.Own {
+		for _, h := range hosts {
+			if d.Host != h.host.Name || d.Book != p.bookKey() || d.Play != p.play.title {
+				continue
+			}
+			handler, elsewhere := p.payer(d)
+			if handler == nil || elsewhere {
+				continue
+			}
+			h.mu.Lock()
+			_, notified := h.notified[handler]
+			_, ran := h.turn[handler]
+			if !notified && !ran {
+				h.notice(handler, notice{fresh: true})
+			}
+			h.mu.Unlock()
+			if !notified && !ran {
+				e := p.event(report.Warning)
+				e.Host, e.Text = h.host.Name, fmt.Sprintf("the handler %q was notified in an earlier part of the run, and runs now", d.Name)
+				p.emit(e)
+			}
+		}
 	}
 }
 
@@ -751,23 +942,26 @@ func (r *run) tellDebts() {
 	}
 }
 
-// settle puts on record that a handler which an earlier run owed has run.
-func (p *playRun) settle(t *task, h *hostRun, out *outcome) {
+// hadTurn puts on record that a handler has had its turn on a host where there was nothing to do.
+func (p *playRun) hadTurn(t *task, h *hostRun) {
+	if p.job.Journal != nil {
+		end := &journal.End{Key: p.next(t, h, 0), Name: t.label(), Status: string(report.Skipped), Turn: true}
+		if err := p.job.Journal.Commit(journal.Record{Kind: journal.KindEnd, End: end}); err != nil {
+			p.unwritable(err)
+		}
+	}
+	p.settle(t, h)
+}
+
+// settle puts on record that a handler which an earlier run owed has had its turn.
+func (p *playRun) settle(t *task, h *hostRun) {
 	h.mu.Lock()
 	debt, owed := h.debts[t]
 	delete(h.debts, t)
 	h.mu.Unlock()
-	if !owed {
-		return
+	if owed {
+		p.paid(debt)
 	}
-	switch out.result.Status {
-	case report.OK, report.Changed, report.Skipped:
-	default:
-		if !out.result.Ignored && !out.result.Rescued {
-			return
-		}
-	}
-	p.paid(debt)
 }
 
 // paid puts on record that a debt of an earlier run is one no longer.

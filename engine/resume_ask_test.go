@@ -165,17 +165,23 @@ func TestTakenForDone(t *testing.T) {
 	r.log(t, "bare hangs bare hangs ")
 }
 
-// TestChangedSecret guards that a run does not go on with another secret than it began with unless all that had the old one gets the new one.
+// TestChangedSecret guards that a run does not go on with another secret than it began with without a question; that with the same one nothing
+// is done again, over what came after it; and that the record tells nobody the secret.
 func TestChangedSecret(t *testing.T) {
 	file := func(name string) string {
 		return "      - name: " + name + "\n" + onA + "        copy: {dest: '{{ root }}/" + name + "', content: \"{{ password }}\\n\", mode: '0600'}\n"
 	}
-	r := newResumable(t, resumeHead+file("one")+gate+file("two"))
+	r := newResumable(t, resumeHead+file("one")+"      - name: later\n"+onA+"        line: {path: '{{ root }}/one', line: later}\n"+gate+file("two"))
 	r.run(t, nil)
+	if out, s := r.run(t, set("password", "another-secret")); len(s.Questions) != 1 || !s.Questions[0].Accept || r.read("one") != "hunter2-hunter2\nlater\n" {
+		t.Errorf("asked %v, left %q\n%s", s.Questions, r.read("one"), out)
+	}
 	r.touch(t, "open")
-	out, s := r.run(t, set("password", "another-secret"))
-	if s.Failed() || r.read("one") != "another-secret\n" || r.read("two") != "another-secret\n" {
+	if out, s := r.run(t, nil); s.Failed() || r.read("one") != "hunter2-hunter2\nlater\n" || r.read("two") != "hunter2-hunter2\n" {
 		t.Errorf("one %q, two %q\n%s", r.read("one"), r.read("two"), out)
+	}
+	if strings.Contains(r.record(t), "hunter2") {
+		t.Errorf("a secret is on record:\n%s", r.record(t))
 	}
 }
 
@@ -300,6 +306,144 @@ func TestWrittenOff(t *testing.T) {
 			r.log(t, "")
 		})
 	}
+}
+
+// owes counts what runs on record owe.
+func (r *resumable) owes(t *testing.T) []journal.Debt {
+	t.Helper()
+	debts, err := journal.Debts(r.state, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return debts
+}
+
+// another is an ordinary run.
+func (r *resumable) another(t *testing.T) {
+	t.Helper()
+	r.id = ""
+	debts := r.owes(t)
+	if out, s := r.run(t, func(job *engine.Job) { job.Debts = debts }); s.Failed() {
+		t.Errorf("another run:\n%s", out)
+	}
+	if debts = r.owes(t); len(debts) > 0 {
+		t.Errorf("still owed: %+v", debts)
+	}
+}
+
+const restarts = "    handlers:\n      - name: restart\n        command: {shell: 'echo restarted >>{{ root }}/log'}\n"
+
+// TestNotifiedAnew guards that a handler whose doing is on record runs again if something notifies it now.
+func TestNotifiedAnew(t *testing.T) {
+	book := strings.Replace(resumeHead, "params:\n", "params:\n  text: {default: x}\n", 1) +
+		"      - name: file\n" + onA + "        copy: {dest: '{{ root }}/file', content: \"{{ text }}\\n\"}\n        notify: restart\n      - meta: flush_handlers\n" + gate +
+		"      - name: behind\n" + onA + "        copy: {dest: '{{ root }}/behind', content: \"x\\n\"}\n        notify: restart\n      - meta: flush_handlers\n" + restarts
+	for text, want := range map[string]string{"x": "restarted restarted ", "y": "restarted restarted restarted "} {
+		r := newResumable(t, book)
+		r.run(t, nil)
+		r.log(t, "restarted ")
+		r.touch(t, "open")
+		if out, s := r.run(t, func(job *engine.Job) { set("text", text)(job); job.AcceptChanges = true }); s.Failed() {
+			t.Errorf("not through:\n%s", out)
+		}
+		r.log(t, want)
+	}
+}
+
+// TestHandlerTurn guards when a handler has had its turn: not before the last of its items, and where it runs once, for all.
+func TestHandlerTurn(t *testing.T) {
+	notifies := "      - name: file\n        copy: {dest: '{{ root }}/{{ inventory_hostname }}', content: \"x\\n\"}\n        notify: restart\n"
+	r := newResumable(t, resumeHead+strings.Replace(notifies, "        copy", onA+"        copy", 1)+"    handlers:\n      - name: restart\n        loop: [one, two, three]\n        command: {shell: 'echo {{ item }} >>{{ root }}/log; test {{ item }} != two || test -e {{ root }}/open'}\n")
+	r.run(t, nil)
+	if len(r.owes(t)) != 1 {
+		t.Errorf("an item failed, owed %+v", r.owes(t))
+	}
+	r.touch(t, "open")
+	r.another(t)
+	r.log(t, "one two three one two three ")
+
+	r = newResumable(t, resumeHead+notifies+"    handlers:\n      - name: restart\n        run_once: true\n        command: {shell: 'echo restarted >>{{ root }}/log'}\n")
+	if out, s := r.run(t, nil); s.Failed() || len(r.owes(t)) > 0 {
+		t.Errorf("owed %+v\n%s", r.owes(t), out)
+	}
+	r.another(t)
+	r.log(t, "restarted ")
+
+	r = newResumable(t, resumeHead+notifies+"    handlers:\n      - name: restart\n        loop: []\n        command: {shell: 'echo restarted >>{{ root }}/log'}\n")
+	if out, s := r.run(t, nil); s.Failed() || len(r.owes(t)) > 0 {
+		t.Errorf("owed %+v\n%s", r.owes(t), out)
+	}
+}
+
+// TestNotifierGone guards that an edited book does not make a run forget the handlers that it owes.
+func TestNotifierGone(t *testing.T) {
+	book := resumeHead + "      - name: file\n        loop: '{{ items }}'\n" + onA + "        copy: {dest: '{{ root }}/{{ item }}', content: \"x\\n\"}\n        notify: restart\n" + gate + restarts
+	book = strings.NewReplacer("params:\n", "params:\n  items: {type: list, default: [f]}\n", "'{{ items }}'", "items").Replace(book)
+	r := newResumable(t, book)
+	r.run(t, nil)
+	r.touch(t, "open")
+	owed := func(job *engine.Job) {
+		var err error
+		if job.Own, err = job.Journal.Owed(); err != nil {
+			t.Fatal(err)
+		}
+		job.AcceptChanges = true
+		job.Settings = append(job.Settings, engine.Setting{Name: "items", Value: &spec.Value{Kind: spec.List}, Origin: "-e"})
+	}
+	if out, s := r.run(t, owed); s.Failed() {
+		t.Errorf("not through:\n%s", out)
+	}
+	r.log(t, "restarted ")
+	if len(r.owes(t)) > 0 {
+		t.Errorf("owed %+v", r.owes(t))
+	}
+}
+
+// TestTwoPlays guards that of two plays with one name each pays its own debts.
+func TestTwoPlays(t *testing.T) {
+	r := newResumable(t, resumeHead+says("first", "")+"    handlers:\n      - {name: other, command: {argv: ['true']}}\n  - name: one\n    hosts: web\n    tasks:\n      - name: file\n"+onA+
+		"        copy: {dest: '{{ root }}/file', content: \"x\\n\"}\n        notify: restart\n"+gate+restarts)
+	r.run(t, nil)
+	r.touch(t, "open")
+	r.another(t)
+	r.log(t, "first first restarted ")
+}
+
+// TestItemsUnderWay guards that an item which was under way is known by its arguments.
+func TestItemsUnderWay(t *testing.T) {
+	book := strings.Replace(resumeHead, "params:\n", "params:\n  items: {type: list, default: [ann, bob]}\n", 1) + "      - name: bare\n" + onA + "        loop: items\n        command: {shell: 'echo {{ item }} >>{{ root }}/log'}\n"
+	died := func() *resumable {
+		r := newResumable(t, book)
+		r.run(t, nil)
+		lines := strings.SplitAfter(r.record(t), "\n")
+		for i, line := range lines { // in bob
+			if strings.Contains(line, `"kind":"end"`) && strings.Contains(line, `"item":"1"`) {
+				if err := os.WriteFile(filepath.Join(r.state, "runs", r.id+".jsonl"), []byte(strings.Join(lines[:i], "")), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		return r
+	}
+	r := died()
+	zoe := func(job *engine.Job) { set("items", "zoe,ann,bob")(job); job.AcceptChanges = true }
+	if out, s := r.run(t, zoe); len(s.Questions) != 1 || s.Questions[0].Accept {
+		t.Errorf("asked %v:\n%s", s.Questions, out)
+	}
+	r.log(t, "ann bob zoe ")
+	if out, s := r.run(t, func(job *engine.Job) { zoe(job); job.MarkDone = []string{"a/bare"} }); s.Failed() || s.Asked() {
+		t.Errorf("answered:\n%s", out)
+	}
+	r.log(t, "ann bob zoe ")
+
+	r = died()
+	if out, s := r.run(t, set("items", "ann")); len(s.Questions) != 1 || !s.Questions[0].Accept {
+		t.Errorf("asked %v:\n%s", s.Questions, out)
+	}
+	if out, s := r.run(t, func(job *engine.Job) { set("items", "ann")(job); job.AcceptChanges = true }); s.Failed() || s.Asked() {
+		t.Errorf("accepted:\n%s", out)
+	}
+	r.log(t, "ann bob ")
 }
 
 // TestStopWaiting guards that the first interrupt ends what only waits, and that this counts as no failure which the book might forgive.

@@ -303,6 +303,9 @@ func TestDebts(t *testing.T) {
 	if s.Failed() || r.read("log.a") != "restarted\n" || r.read("log.b") != "restarted\n" {
 		t.Errorf("resumed after another run has paid for it: %q\n%s", r.read("log.a"), out)
 	}
+	if len(owed()) != 0 {
+		t.Errorf("resumed after another run has paid for it, it owes %v", owed())
+	}
 }
 
 // TestUnrecorded guards that nothing is touched which cannot be put on record.

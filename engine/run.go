@@ -84,13 +84,31 @@ type hostRun struct {
 	holds      map[string]held // by the user as whom the host was locked
 	tellReboot sync.Once
 
-	mu      sync.Mutex
-	failed  *failure       // set: it takes no further part, unless a rescue clears it
-	effects module.Effects // check mode: what changes that have not been made would make of the host
-	// notified holds the handlers owed. In check mode the value names the unknown task that may notify one; "" is certain.
-	notified map[*task]string
+	mu       sync.Mutex
+	failed   *failure               // set: it takes no further part, unless a rescue clears it
+	effects  module.Effects         // check mode: what changes that have not been made would make of the host
+	notified map[*task]notice       // the handlers owed
+	turn     map[*task]notice       // those whose turn it is
 	done     map[string]int         // doings by task and item
 	debts    map[*task]journal.Debt // handlers notified in the place of an earlier run
+}
+
+// notice is why a handler is owed.
+type notice struct {
+	maybe string // check mode: the unknown task that may notify it; "" if it is certain
+	fresh bool   // something of this run notified it, so that what the record says of its earlier doings does not count
+	at    int    // otherwise: the last record in which something notified it
+}
+
+// notice notes why a handler is owed. Who calls it holds mu.
+func (h *hostRun) notice(handler *task, n notice) {
+	if had, owed := h.notified[handler]; owed {
+		if had.maybe == "" {
+			n.maybe = ""
+		}
+		n.fresh, n.at = n.fresh || had.fresh, max(n.at, had.at)
+	}
+	h.notified[handler] = n
 }
 
 func newRun(job *Job, p *program) *run {
@@ -100,7 +118,7 @@ func newRun(job *Job, p *program) *run {
 	}
 	r := &run{job: job, program: p, hosts: map[string]*hostRun{}, forks: make(chan struct{}, forks), started: time.Now(), memo: newMemo(job.Past), debts: slices.Clone(job.Debts)}
 	for _, h := range job.Inventory.Hosts() {
-		r.hosts[h.Name] = &hostRun{host: h, total: report.Total{Host: h.Name}, notified: map[*task]string{}, done: map[string]int{}, debts: map[*task]journal.Debt{}, holds: map[string]held{}}
+		r.hosts[h.Name] = &hostRun{host: h, total: report.Total{Host: h.Name}, notified: map[*task]notice{}, turn: map[*task]notice{}, done: map[string]int{}, debts: map[*task]journal.Debt{}, holds: map[string]held{}}
 	}
 	return r
 }
@@ -179,7 +197,7 @@ func (r *run) aftermath(ctx context.Context, begun []*book) (state []string) {
 	})
 	after := &run{job: &quiet, program: r.program, hosts: map[string]*hostRun{}, forks: r.forks, started: r.started, ctx: r.ctx, memo: newMemo(nil)}
 	for name, h := range r.hosts {
-		again := &hostRun{host: h.host, total: report.Total{Host: name}, notified: map[*task]string{}, done: map[string]int{}, debts: map[*task]journal.Debt{}}
+		again := &hostRun{host: h.host, total: report.Total{Host: name}, notified: map[*task]notice{}, turn: map[*task]notice{}, done: map[string]int{}, debts: map[*task]journal.Debt{}}
 		if f := h.failure(); f != nil && f.unreachable {
 			again.failed = f
 		}
@@ -296,6 +314,7 @@ type playRun struct {
 	*run
 	book *book
 	play *play
+	all  []*hostRun // the hosts of the batch, whatever became of them
 }
 
 func (p *playRun) event(kind report.Kind) report.Event {
@@ -354,6 +373,7 @@ func (p *playRun) left(all []*inventory.Host) (hosts []*hostRun, gone []string) 
 
 // batch runs the play on hosts, with its handlers.
 func (p *playRun) batch(ctx context.Context, hosts []*hostRun) {
+	p.all = hosts
 	p.takeDebts(hosts)
 	e := p.event(report.PlayStart)
 	for _, h := range hosts {
@@ -369,6 +389,9 @@ func (p *playRun) batch(ctx context.Context, hosts []*hostRun) {
 		p.each(hosts, func(h *hostRun) { p.tasks(ctx, p.play.tasks, []*hostRun{h}) })
 	} else {
 		p.tasks(ctx, p.play.tasks, hosts)
+	}
+	if !p.stopping(ctx) {
+		p.takeOwn(alive(hosts))
 	}
 	p.flush(ctx, hosts)
 	p.tellOwed(hosts)
@@ -467,28 +490,44 @@ func (p *playRun) start(ctx context.Context, t *task, hosts []*hostRun) {
 // once runs a task on the first host; what it registers, and a failure, is for all of them.
 func (p *playRun) once(ctx context.Context, t *task, hosts []*hostRun) {
 	first := hosts[0]
-	for _, h := range hosts {
+	for _, h := range p.all {
 		if p.memo.did(p.taskID(t), h.host.Name) {
 			first = h // when it ran, those before it took no part
 			break
 		}
 	}
-	values := p.task(ctx, t, first)
+	others := slices.DeleteFunc(slices.Clone(hosts), func(h *hostRun) bool { return h == first })
+	var values map[string]any
+	if slices.Contains(hosts, first) {
+		values = p.task(ctx, t, first)
+	} else if past := p.memo.values(p.taskID(t), first.host.Name); past != nil {
+		values = past
+	} else {
+		first.setFailure(&failure{task: t.label(), msg: "it was to run once, for all, and what became of it there is not known", final: true})
+	}
 	f := first.failure()
-	if f != nil && len(hosts) > 1 && !t.rescued {
+	if !slices.Contains(hosts, first) && values != nil {
+		f = nil
+	}
+	if f != nil && len(others) > 0 && !t.rescued {
 		var names []string
-		for _, h := range hosts[1:] {
+		for _, h := range others {
 			names = append(names, h.host.Name)
 		}
 		e := p.event(report.Warning)
 		e.Text = fmt.Sprintf("%s takes no further part either: %q runs on %s for all", strings.Join(names, ", "), f.task, first.host.Name)
 		p.emit(e)
 	}
-	for _, h := range hosts[1:] {
+	for _, h := range others {
 		if f != nil {
 			h.setFailure(&failure{task: f.task, msg: "run once on " + first.host.Name + ", for all: " + f.msg, final: f.final && !f.unreachable})
-		} else if t.spec.Register != "" {
+			continue
+		}
+		if t.spec.Register != "" {
 			p.register(t, h, values)
+		}
+		if slices.Contains(p.play.handlers, t) {
+			p.hadTurn(t, h)
 		}
 	}
 }
@@ -569,9 +608,9 @@ func takeOwed(handler *task, hosts []*hostRun) []*hostRun {
 	var owed []*hostRun
 	for _, h := range hosts {
 		h.mu.Lock()
-		if by, notified := h.notified[handler]; notified {
+		if n, notified := h.notified[handler]; notified {
 			delete(h.notified, handler)
-			h.doubt = by
+			h.doubt, h.turn[handler] = n.maybe, n
 			owed = append(owed, h)
 		}
 		h.mu.Unlock()
@@ -599,8 +638,8 @@ func (p *playRun) tellOwed(hosts []*hostRun) {
 }
 
 // notify marks the handlers that a task names, and returns them. by is "", or the task if it is unknown whether it will change anything. paid
-// are the names on record of those that have run already.
-func (p *playRun) notify(t *task, h *hostRun, env vars.Env, by string, paid []string) (all []*task, err error) {
+// are the names on record of those that have run already, and at is where the record says that it notified them; 0 if that is now.
+func (p *playRun) notify(t *task, h *hostRun, env vars.Env, by string, paid []string, at int) (all []*task, err error) {
 	for _, tree := range t.notify {
 		value, err := tree.Eval(env)
 		if err != nil {
@@ -617,20 +656,18 @@ func (p *playRun) notify(t *task, h *hostRun, env vars.Env, by string, paid []st
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, handler := range all {
-		if _, owed := h.notified[handler]; !owed || by == "" {
-			h.notified[handler] = by
-		}
+		h.notice(handler, notice{maybe: by, fresh: at == 0, at: at})
 	}
 	return all, nil
 }
 
-// notifyOwed marks the handlers that a task notified in an earlier part of the run, and returns them.
-func (p *playRun) notifyOwed(h *hostRun, ids []string) (all []*task) {
+// notifyOwed marks the handlers that a task notified in an earlier part of the run, as the record at says, and returns them.
+func (p *playRun) notifyOwed(h *hostRun, ids []string, at int) (all []*task) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, handler := range p.play.handlers {
 		if slices.Contains(ids, p.taskID(handler)) {
-			h.notified[handler] = ""
+			h.notice(handler, notice{fresh: at == 0, at: at})
 			all = append(all, handler)
 		}
 	}

@@ -41,13 +41,16 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		*stop = p.provisional(*stop, h, reached)
 		name := p.taskName(t, env)
 		if stop.result.Status == report.Unknown {
-			_, _ = p.notify(t, h, env, name, nil) // a name that hangs on the loop's item is not known either
+			_, _ = p.notify(t, h, env, name, nil, 0) // a name that hangs on the loop's item is not known either
 			p.mayDo(t, h, *stop, name)
 		}
 		e := p.taskEvent(report.TaskEnd, t, h, name, "")
 		e.Result = &stop.result
 		p.emit(e)
 		if stop.result.Status == report.Skipped {
+			if slices.Contains(p.play.handlers, t) {
+				p.hadTurn(t, h)
+			}
 			return p.finish(ctx, t, h, env, nil, looped, begin)
 		}
 		return p.finish(ctx, t, h, env, []outcome{*stop}, looped, begin)
@@ -82,6 +85,10 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 			out = fail("cannot go on without what nobody knows: %s", out.result.Because) // a person took for done what was to tell it
 		}
 		p.notifyAfter(t, h, itemEnv, &out, name)
+		out.more = i < len(items)-1
+		if out.result.Status == report.Unreachable && !out.final() {
+			out.result.Rescued = t.rescued // it is another host that was lost
+		}
 		if out.result.Status == report.Failed && !out.final() {
 			if ignored, err := evalBool(t.ignoreErrors, itemEnv); err != nil {
 				out.result.Msg += fmt.Sprintf("\nignore_errors: %v", err)
@@ -90,8 +97,11 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 			}
 			out.result.Rescued = t.rescued && !out.result.Ignored
 		}
-		p.end(out.doing, &out, e)
-		p.settle(t, h, &out)
+		turn := slices.Contains(p.play.handlers, t) && !out.more && out.had() && !slices.ContainsFunc(all, func(o outcome) bool { return !o.had() })
+		p.end(out.doing, &out, e, turn)
+		if turn {
+			p.settle(t, h)
+		}
 		if out.result.Status == report.Unknown && !out.planned {
 			out.values = unknownResult(t, out.result.Because)
 			if !out.foreseen {
@@ -107,6 +117,17 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		all = append(all, out)
 		if ctx.Err() != nil || out.final() {
 			break
+		}
+	}
+	if looped && len(items) == 0 && slices.Contains(p.play.handlers, t) {
+		p.hadTurn(t, h)
+	}
+	if looped {
+		if out := p.leftover(t, h); out != nil {
+			e := p.taskEvent(report.TaskEnd, t, h, p.taskName(t, env), "")
+			e.Result = &out.result
+			p.emit(e)
+			all = append(all, *out)
 		}
 	}
 	return p.finish(ctx, t, h, env, all, looped, begin)
@@ -139,7 +160,10 @@ func (t *task) readsOnly() bool {
 // notifyAfter notifies the handlers of a task that changed something, or may.
 func (p *playRun) notifyAfter(t *task, h *hostRun, env vars.Env, out *outcome, name string) {
 	if out.doing != nil && !out.final() {
-		out.notified = p.notifyOwed(h, out.doing.owes)
+		out.notified = p.notifyOwed(h, out.doing.owes, out.doing.at)
+	}
+	if len(out.owes) > 0 {
+		_ = p.notifyOwed(h, out.owes, out.owedAt)
 	}
 	by := ""
 	switch {
@@ -148,7 +172,11 @@ func (p *playRun) notifyAfter(t *task, h *hostRun, env vars.Env, out *outcome, n
 	case !out.changed():
 		return
 	}
-	more, err := p.notify(t, h, env, by, out.paid())
+	at := 0
+	if out.restored {
+		at = out.doing.at
+	}
+	more, err := p.notify(t, h, env, by, out.paid(), at)
 	for _, handler := range more {
 		if !slices.Contains(out.notified, handler) {
 			out.notified = append(out.notified, handler)
@@ -271,7 +299,7 @@ func (p *playRun) attempt(ctx context.Context, t *task, h *hostRun, index int, e
 	}
 	for n := 1; ; n++ {
 		out := p.perform(ctx, t, h, env, user, reached, e, d)
-		if out.restored {
+		if out.restored || out.unseen {
 			return out
 		}
 		p.judge(t, env, &out)
@@ -347,7 +375,7 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 	if stop != nil {
 		return *stop
 	}
-	past, again, stop := p.past(ctx, d, t, target, *user, args, late, environment)
+	past, again, stop := p.past(ctx, d, t, e.Task, target, *user, args, late, environment)
 	if stop != nil || past != nil && !again {
 		return *cmp.Or(stop, past)
 	}
@@ -375,6 +403,7 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 	if err != nil {
 		out = p.failed(ctx, t, plan.Values, err)
 		out.certain = plan.Foreseen
+		out.open = out.open || past != nil // it was done, but how things are now could not be looked at
 		return out
 	}
 	if past != nil && (len(plan.Changes) == 0 || plan.Act || plan.Unknown != "") {

@@ -77,7 +77,7 @@ func (f *jobFlags) do(cmd *cobra.Command, books []string, check bool, past *resu
 			return nothingTouched(err)
 		}
 		if job.Debts, err = journal.Debts(f.stateDir, hosts); err != nil {
-			return unknownDebts(f.stateDir, err)
+			fmt.Fprintf(cmd.ErrOrStderr(), "warning: what handlers earlier runs owe, and a run would run, is not known: %v\n", err)
 		}
 	} else {
 		if rec, err = f.record(cmd, &job, past); err != nil {

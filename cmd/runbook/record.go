@@ -47,7 +47,10 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		if err := past.unanswered(); err != nil {
 			return nil, err
 		}
-		job.Debts = otherDebts(job.Debts, past.run.ID)
+		// It owes nothing to others while it is being written, so Debts has not its own.
+		if job.Own, err = past.writer.Owed(); err != nil {
+			return nil, unknownDebts(f.stateDir, err)
+		}
 		past.settings(job)
 		err := past.writer.Commit(journal.Record{Kind: journal.KindResume, Resume: &journal.Resume{Version: thisVersion(), PID: os.Getpid(),
 			User: who, Controller: controller, Rerun: past.rerun, MarkDone: past.markDone, Settings: past.given, Books: past.edited, Hosts: past.others}})
@@ -81,17 +84,6 @@ func unknownDebts(stateDir string, err error) error {
 	}
 	id := strings.TrimSuffix(filepath.Base(corrupt.Path), ".jsonl")
 	return fmt.Errorf("cannot tell what earlier runs still owe to the hosts: %w\n    hint: see what it did with %s, then move the file away; no host was touched", err, commandLine(stateDir, "runs", "show", id))
-}
-
-// otherDebts are those of other runs: what the one that is resumed owes, it pays by going on.
-func otherDebts(debts []journal.Debt, run string) []journal.Debt {
-	var others []journal.Debt
-	for _, d := range debts {
-		if d.Run != run {
-			others = append(others, d)
-		}
-	}
-	return others
 }
 
 // operator is who runs the program, and where.

@@ -65,6 +65,7 @@ type Record struct {
 // Run is what was started, by whom and from where.
 type Run struct {
 	Format     int      `json:"format"`
+	Seq        int      `json:"seq"` // its number among those of the state directory: a clock that jumps does not change their order
 	ID         string   `json:"id"`
 	Version    string   `json:"version"` // of the program
 	Dir        string   `json:"dir"`     // the working directory
@@ -141,6 +142,7 @@ type End struct {
 	Notified []string        `json:"notified,omitempty"` // task ids of handlers
 	Paid     []string        `json:"-"`                  // those of them that another run has run since: see the function
 	Effect   bool            `json:"effect,omitempty"`   // a Begin was written
+	Turn     bool            `json:"turn,omitempty"`     // of a handler: it has had its turn with all items
 }
 
 // Note is a remark for whoever reads the record.
@@ -191,6 +193,7 @@ type Owed struct {
 	Play    string `json:"play,omitempty"`
 	Handler string `json:"handler"` // task id
 	Name    string `json:"name"`
+	N       int    `json:"at"`               // the number of the record that says so
 	Unsure  bool   `json:"unsure,omitempty"` // the task that notifies it was under way when the run died: it may have changed its host
 }
 

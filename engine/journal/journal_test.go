@@ -83,7 +83,7 @@ func TestRoundTrip(t *testing.T) {
 	s, _ := scratch(t)
 	id, recs := whole(t, s)
 	run := testRun
-	run.ID, run.Format = id, Format
+	run.ID, run.Format, run.Seq = id, Format, 1
 	want := append([]Record{{Kind: KindRun, Run: &run}}, all()...)
 	for i := range want {
 		if recs[i].Time.IsZero() || time.Since(recs[i].Time) > time.Minute {

@@ -219,7 +219,8 @@ func TestDebts(t *testing.T) {
 		return Record{Kind: KindBegin, Begin: &Begin{Key: Key{Task: task, Host: host, Nth: 1}, Notify: notify}}
 	}
 	end := func(task, host, status string, notified ...string) Record {
-		return Record{Kind: KindEnd, End: &End{Key: Key{Task: task, Host: host, Nth: 1}, Status: status, Notified: notified}}
+		turn := strings.HasPrefix(task, "h") && (status == "ok" || status == "changed" || status == "skipped")
+		return Record{Kind: KindEnd, End: &End{Key: Key{Task: task, Host: host, Nth: 1}, Status: status, Notified: notified, Turn: turn}}
 	}
 	closed := func(status string, owed ...Owed) Record {
 		return Record{Kind: KindClose, Close: &Close{Status: status, Owed: owed}}
@@ -228,24 +229,26 @@ func TestDebts(t *testing.T) {
 		recs []Record
 		want []string
 	}{
-		"nothing":                   {nil, nil},
-		"notified":                  {[]Record{end("t1", a, "changed", "h1")}, []string{"h1@" + a + " 2"}},
-		"done":                      {[]Record{end("t1", a, "changed", "h1"), end("h1", a, "changed")}, nil},
-		"skipped by its condition":  {[]Record{end("t1", a, "changed", "h1"), end("h1", a, "skipped")}, nil},
-		"failed":                    {[]Record{end("t1", a, "changed", "h1"), end("h1", a, "failed")}, []string{"h1@" + a + " 2"}},
-		"lost on the way":           {[]Record{end("t1", a, "changed", "h1"), end("h1", a, "unreachable")}, []string{"h1@" + a + " 2"}},
-		"under way":                 {[]Record{end("t1", a, "changed", "h1"), begin("h1", a)}, []string{"h1@" + a + " 2"}},
-		"done elsewhere":            {[]Record{end("t1", a, "changed", "h1"), end("h1", b, "changed")}, []string{"h1@" + a + " 2"}},
-		"done before":               {[]Record{end("h1", a, "changed"), end("t1", a, "changed", "h1")}, []string{"h1@" + a + " 3"}},
-		"twice":                     {[]Record{end("t1", a, "changed", "h1"), end("t2", a, "changed", "h1")}, []string{"h1@" + a + " 3"}},
-		"in the order of the book":  {[]Record{end("t1", a, "changed", "h2"), end("t2", a, "changed", "h1")}, []string{"h1@" + a + " 3", "h2@" + a + " 2"}},
-		"by a handler":              {[]Record{end("t1", a, "changed", "h1"), end("h1", a, "changed", "h2")}, []string{"h2@" + a + " 3"}},
-		"perhaps":                   {[]Record{begin("t1", a, "h1")}, []string{"h1@" + a + " 2 unsure"}},
-		"perhaps, but it ended":     {[]Record{begin("t1", a, "h1"), end("t1", a, "ok")}, nil},
-		"perhaps, and surely":       {[]Record{end("t2", a, "changed", "h1"), begin("t1", a, "h1")}, []string{"h1@" + a + " 2"}},
-		"closed, owing":             {[]Record{closed(Failed, Owed{Host: b, Handler: "h2"})}, []string{"h2@" + b + " 2"}},
-		"closed, owing nothing":     {[]Record{end("t1", a, "changed", "h1"), closed(Done)}, nil},
-		"closed, resumed, and dead": {[]Record{end("t1", a, "changed", "h1"), closed(Failed), {Kind: KindResume, Resume: &Resume{}}}, []string{"h1@" + a + " 2"}},
+		"nothing":                       {nil, nil},
+		"notified":                      {[]Record{end("t1", a, "changed", "h1")}, []string{"h1@" + a + " 2"}},
+		"done":                          {[]Record{end("t1", a, "changed", "h1"), end("h1", a, "changed")}, nil},
+		"skipped by its condition":      {[]Record{end("t1", a, "changed", "h1"), end("h1", a, "skipped")}, nil},
+		"failed":                        {[]Record{end("t1", a, "changed", "h1"), end("h1", a, "failed")}, []string{"h1@" + a + " 2"}},
+		"lost on the way":               {[]Record{end("t1", a, "changed", "h1"), end("h1", a, "unreachable")}, []string{"h1@" + a + " 2"}},
+		"under way":                     {[]Record{end("t1", a, "changed", "h1"), begin("h1", a)}, []string{"h1@" + a + " 2"}},
+		"done elsewhere":                {[]Record{end("t1", a, "changed", "h1"), end("h1", b, "changed")}, []string{"h1@" + a + " 2"}},
+		"done before":                   {[]Record{end("h1", a, "changed"), end("t1", a, "changed", "h1")}, []string{"h1@" + a + " 3"}},
+		"twice":                         {[]Record{end("t1", a, "changed", "h1"), end("t2", a, "changed", "h1")}, []string{"h1@" + a + " 3"}},
+		"in the order of the book":      {[]Record{end("t1", a, "changed", "h2"), end("t2", a, "changed", "h1")}, []string{"h1@" + a + " 3", "h2@" + a + " 2"}},
+		"by a handler":                  {[]Record{end("t1", a, "changed", "h1"), end("h1", a, "changed", "h2")}, []string{"h2@" + a + " 3"}},
+		"perhaps":                       {[]Record{begin("t1", a, "h1")}, []string{"h1@" + a + " 2 unsure"}},
+		"perhaps, but it ended":         {[]Record{begin("t1", a, "h1"), end("t1", a, "ok")}, nil},
+		"perhaps, and it failed":        {[]Record{begin("t1", a, "h1"), end("t1", a, "failed"), end("t1", a, "failed")}, []string{"h1@" + a + " 2 unsure"}},
+		"perhaps, and it has run since": {[]Record{begin("t1", a, "h1"), end("t1", a, "failed"), end("h1", a, "changed")}, nil},
+		"perhaps, and surely":           {[]Record{end("t2", a, "changed", "h1"), begin("t1", a, "h1")}, []string{"h1@" + a + " 2"}},
+		"closed, owing":                 {[]Record{closed(Failed, Owed{Host: b, Handler: "h2", N: 2})}, []string{"h2@" + b + " 2"}},
+		"closed, owing nothing":         {[]Record{end("t1", a, "changed", "h1"), closed(Done)}, nil},
+		"closed, resumed, and dead":     {[]Record{end("t1", a, "changed", "h1"), closed(Failed), {Kind: KindResume, Resume: &Resume{}}}, []string{"h1@" + a + " 2"}},
 	} {
 		dir := filepath.Join(t.TempDir(), "state")
 		w, err := Create(dir, testRun)
@@ -272,7 +275,7 @@ func TestDebts(t *testing.T) {
 	must(t, w.Close())
 	all, err := Debts(dir, []string{a})
 	must(t, err)
-	if d := cmp.Diff([]Debt{{Run: owes, N: 2, Owed: Owed{Host: a, Book: "a.yml", Play: "p", Handler: "h1", Name: "Restart stunnel"}}}, all); d != "" {
+	if d := cmp.Diff([]Debt{{Run: owes, Owed: Owed{Host: a, Book: "a.yml", Play: "p", Handler: "h1", Name: "Restart stunnel", N: 2}}}, all); d != "" {
 		t.Error(d)
 	}
 	if none, err := Debts(dir, []string{}); err != nil || len(none) != 0 {
@@ -526,7 +529,7 @@ func TestExportImport(t *testing.T) {
 	// What this one owes there is not owed here.
 	w, err := s.create(testRun)
 	must(t, err)
-	must(t, w.Commit(Record{Kind: KindClose, Close: &Close{Status: Failed, Owed: []Owed{{Host: "h", Handler: "h1"}}}}))
+	must(t, w.Commit(Record{Kind: KindClose, Close: &Close{Status: Failed, Owed: []Owed{{Host: "h", Handler: "h1", N: 2}}}}))
 	must(t, w.Close())
 	b.Reset()
 	must(t, Export(s.dir, w.ID(), &b))
@@ -567,5 +570,28 @@ func TestPruneTakenUp(t *testing.T) {
 	}
 	if gone, err := s.removeRun(info); gone || err != nil {
 		t.Error("removed twice:", gone, err)
+	}
+}
+
+// TestOrder guards that the order of runs is that in which they were made, whatever the clock said.
+func TestOrder(t *testing.T) {
+	s, _ := scratch(t)
+	var want []string
+	for _, id := range []string{"20261127-101530-aaaa", "20261126-101530-bbbb", "20261125-101530-cccc"} { // a day back each time
+		r := testRun
+		r.ID = id
+		w, err := s.create(r)
+		must(t, err)
+		must(t, w.Close())
+		want = append([]string{id}, want...)
+	}
+	all, err := s.list()
+	must(t, err)
+	var got []string
+	for _, info := range all {
+		got = append(got, info.ID)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }

@@ -156,10 +156,19 @@ func (r *reader) next() ([]byte, error) {
 
 // end tells a line that was being written from one whose newline was damaged afterwards.
 func (r *reader) end() error {
-	if n := len(r.line); n > 0 {
-		if _, whole := holds(r.line[:n-1], r.sum); whole {
-			return r.corrupt(fmt.Sprintf("the line is whole, but ends in %q and not in a newline", r.line[n-1]))
+	for at := 0; ; {
+		next := bytes.Index(r.line[at:], []byte(sumHead))
+		if next < 0 {
+			break
 		}
+		end := at + next + endLen
+		if end >= len(r.line) {
+			break
+		}
+		if _, whole := holds(r.line[:end], r.sum); whole {
+			return r.corrupt(fmt.Sprintf("the line is whole, but ends in %q and not in a newline", r.line[end]))
+		}
+		at += next + len(sumHead)
 	}
 	if r.n == 0 {
 		return r.corrupt("there is no whole record in it")

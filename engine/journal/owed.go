@@ -15,7 +15,6 @@ import (
 // Debt is a handler that a run owes.
 type Debt struct {
 	Run string
-	N   int // of the record in which it came to owe it
 	Owed
 }
 
@@ -55,7 +54,7 @@ func (s state) owed(all []Info) ([]Debt, error) {
 		case info.Imported || info.Status == Running:
 		case info.Close != nil:
 			for _, o := range info.Close.Owed {
-				debts = append(debts, Debt{Run: info.ID, N: info.Records, Owed: o})
+				debts = append(debts, Debt{Run: info.ID, Owed: o})
 			}
 		default:
 			more, err := owing(info.Path)
@@ -69,7 +68,11 @@ func (s state) owed(all []Info) ([]Debt, error) {
 	paid, err := s.paid(all)
 	errs = append(errs, err)
 	debts = slices.DeleteFunc(debts, func(d Debt) bool { return d.N <= paid[debtor{d.Run, d.Host, d.Handler}] })
-	slices.SortStableFunc(debts, func(a, b Debt) int { return cmp.Compare(a.Run, b.Run) })
+	age := map[string]int{}
+	for i, info := range all { // the newest is the first
+		age[info.ID] = -i
+	}
+	slices.SortStableFunc(debts, func(a, b Debt) int { return cmp.Compare(age[a.Run], age[b.Run]) })
 	return debts, errors.Join(errs...)
 }
 
@@ -126,11 +129,18 @@ func (w *Writer) Owed() ([]Owed, error) {
 	err := w.wait(w.n)
 	w.mu.Unlock()
 	debts, more := owing(w.path)
+	if len(debts) == 0 {
+		return nil, errors.Join(err, more)
+	}
+	all, unlisted := w.state.list()
+	paid, unread := w.state.paid(all)
 	var owed []Owed
 	for _, d := range debts {
-		owed = append(owed, d.Owed)
+		if d.N > paid[debtor{d.Run, d.Host, d.Handler}] {
+			owed = append(owed, d.Owed)
+		}
 	}
-	return owed, errors.Join(err, more)
+	return owed, errors.Join(err, more, unlisted, unread)
 }
 
 // Owes returns the handlers that a task notified, but for those that another run has run since.
@@ -144,14 +154,9 @@ func (e *End) forgiven() bool {
 	return json.Unmarshal(e.Result, &result) == nil && (result.Ignored || result.Rescued)
 }
 
-// pays tells whether a handler that ended so has had its turn.
-func (e *End) pays() bool {
-	return e.Status == "ok" || e.Status == "changed" || e.Status == "skipped" || e.Status == "failed" && e.forgiven()
-}
-
-// inDoubt tells whether what was begun may have changed the host although it did not end well.
+// inDoubt tells whether what was begun, in this doing or an earlier one, may have changed the host although it did not end well.
 func (e *End) inDoubt() bool {
-	return e.Effect && (e.Status == "unreachable" || e.Status == "failed" && !e.forgiven())
+	return (e.Status == "unreachable" || e.Status == "failed") && !e.forgiven()
 }
 
 // owing follows a record: what was notified on a host, or may have been, less what the handler has done there since.
@@ -159,7 +164,7 @@ func owing(path string) ([]Debt, error) {
 	type handler struct{ host, task string }
 	type name struct{ book, play, name string }
 	var run Run
-	owed := map[handler]int{}
+	owed, turns := map[handler]int{}, map[handler]int{}
 	open := map[Key]Record{}
 	names := map[string]name{}
 	in, err := os.Open(path)
@@ -194,16 +199,31 @@ func owing(path string) ([]Debt, error) {
 					still[handler{h.host, id}] = n
 				}
 			}
-			owed, names = still, today
-			clear(open) // who resumed it decided about these
+			begun := map[Key]Record{}
+			for key, r := range open {
+				begin := *r.Begin
+				if begin.Task = ids[names[key.Task]]; begin.Task == "" {
+					continue // who resumed it was told
+				}
+				begin.Notify = nil
+				for _, handler := range r.Begin.Notify {
+					if id, there := ids[names[handler]]; there {
+						begin.Notify = append(begin.Notify, id)
+					}
+				}
+				r.Begin = &begin
+				begun[begin.Key] = r
+			}
+			owed, names, open = still, today, begun
 		case KindBegin:
 			open[r.Begin.Key] = r
 		case KindEnd:
 			if !r.End.inDoubt() {
 				delete(open, r.End.Key)
 			}
-			if r.End.pays() {
-				delete(owed, handler{r.End.Host, r.End.Task})
+			if h := (handler{r.End.Host, r.End.Task}); r.End.Turn {
+				turns[h] = r.N
+				delete(owed, h)
 			}
 			for _, id := range r.End.Notified {
 				owed[handler{r.End.Host, id}] = r.N
@@ -213,7 +233,7 @@ func owing(path string) ([]Debt, error) {
 	})
 	debt := func(host, id string, n int, unsure bool) Debt {
 		t := names[id]
-		return Debt{Run: run.ID, N: n, Owed: Owed{Host: host, Book: t.book, Play: t.play, Handler: id, Name: t.name, Unsure: unsure}}
+		return Debt{Run: run.ID, Owed: Owed{Host: host, Book: t.book, Play: t.play, Handler: id, Name: t.name, N: n, Unsure: unsure}}
 	}
 	var out []Debt
 	for h, n := range owed {
@@ -223,7 +243,7 @@ func owing(path string) ([]Debt, error) {
 	for _, r := range open {
 		for _, id := range r.Begin.Notify {
 			h := handler{r.Begin.Host, id}
-			if _, sure := owed[h]; !sure {
+			if _, sure := owed[h]; !sure && r.N > turns[h] {
 				unsure[h] = max(unsure[h], r.N)
 			}
 		}

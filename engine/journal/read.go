@@ -108,9 +108,56 @@ func (s state) list() ([]Info, error) {
 			out = append(out, info)
 		}
 	}
+	return newestFirst(out), nil
+}
+
+// newestFirst orders runs by their numbers, and puts those of other controllers between them by the time.
+func newestFirst(all []Info) []Info {
+	var own, imported []Info
+	for _, info := range all {
+		if info.Imported {
+			imported = append(imported, info)
+		} else {
+			own = append(own, info)
+		}
+	}
 	// An id has the second only.
-	slices.SortFunc(out, func(a, b Info) int { return cmp.Or(b.Started.Compare(a.Started), cmp.Compare(b.ID, a.ID)) })
-	return out, nil
+	later := func(a, b Info) int { return cmp.Or(b.Started.Compare(a.Started), cmp.Compare(b.ID, a.ID)) }
+	slices.SortFunc(own, func(a, b Info) int { return cmp.Or(cmp.Compare(b.Run.Seq, a.Run.Seq), later(a, b)) })
+	slices.SortFunc(imported, later)
+	var out []Info
+	for _, info := range own {
+		for len(imported) > 0 && later(imported[0], info) < 0 {
+			out, imported = append(out, imported[0]), imported[1:]
+		}
+		out = append(out, info)
+	}
+	return append(out, imported...)
+}
+
+// lastSeq is the highest number of a run; of damaged ones none is known.
+func (s state) lastSeq() (last int, err error) {
+	all, err := ids(s.runs())
+	if err != nil {
+		return 0, err
+	}
+	for _, id := range all {
+		in, err := os.Open(s.path(id))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // pruned since
+		}
+		if err != nil {
+			return 0, fmt.Errorf("cannot look at the run %s: %w", id, err)
+		}
+		r := newReader(in, s.path(id))
+		if line, err := r.next(); err == nil {
+			if rec, err := r.decode(line); err == nil && rec.Run != nil {
+				last = max(last, rec.Run.Seq)
+			}
+		}
+		in.Close()
+	}
+	return last, nil
 }
 
 // look verifies a record, and decodes its first line and its last.

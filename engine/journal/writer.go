@@ -33,6 +33,9 @@ type Writer struct {
 	err      error       // final
 	closed   bool
 	closeErr error
+
+	sealing sync.Mutex
+	key     []byte // nil: not read yet
 }
 
 const (
@@ -58,7 +61,11 @@ func (s state) create(r Run) (*Writer, error) {
 	if err := s.make(); err != nil {
 		return nil, err
 	}
-	r.Format = Format
+	last, err := s.lastSeq()
+	if err != nil {
+		return nil, err
+	}
+	r.Format, r.Seq = Format, last+1
 	if r.ID != "" {
 		w, err := s.createAs(r)
 		if err != nil {

@@ -258,12 +258,12 @@ func (s *stream) drain(w io.Writer) error {
 		return s.drainTerminal(w)
 	}
 	// A daemon that keeps the output open must not keep us: after the exit status, two idle seconds are the end.
-	var waiting atomic.Int64 // since when a read waits, in nanoseconds; 0: none does
+	var waiting atomic.Int64 // since when a read waits, as sinceStart tells it; 0: none does
 	end := make(chan error, 1)
 	go func() {
 		buf := make([]byte, 256<<10)
 		for {
-			waiting.Store(time.Now().UnixNano())
+			waiting.Store(int64(sinceStart()))
 			n, err := s.in.Read(buf)
 			waiting.Store(0)
 			if n > 0 {
@@ -295,7 +295,7 @@ func (s *stream) drain(w io.Writer) error {
 		}
 	case <-s.exited:
 	}
-	exit := time.Now().UnixNano()
+	exit := int64(sinceStart())
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -304,7 +304,7 @@ func (s *stream) drain(w io.Writer) error {
 			return err
 		case <-tick.C:
 			since := waiting.Load()
-			if since == 0 || time.Now().UnixNano()-max(since, exit) < int64(2*time.Second) {
+			if since == 0 || int64(sinceStart())-max(since, exit) < int64(2*time.Second) {
 				continue
 			}
 			// Idle, or a line that stalls: what was on its way has arrived when this returns.
