@@ -223,6 +223,7 @@ func TestFaults(t *testing.T) {
 	if os.Getenv("RUNBOOK_FAULTS") == "" {
 		return
 	}
+	t.Run("voms2 has no room for its relay log", fullRelayLog)
 	var whole timeline
 	t.Run("no fault", func(t *testing.T) { whole = newChaos(t).run(t, nil, nil) })
 	random := rand.New(rand.NewPCG(uint64(number(t, "RUNBOOK_CHAOS_SEED", 6)), 1))

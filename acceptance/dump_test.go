@@ -336,14 +336,11 @@ func TestTransferCuts(t *testing.T) {
 	t.Logf("%d of %d transfers that were cut off left nothing under the name, and were fetched whole by one resume", good, rounds)
 }
 
-// TestFullRelayLog guards that a server which waits for room, as MariaDB does for its relay log while it is told where its source is, is not waited
+// fullRelayLog guards that a server which waits for room, as MariaDB does for its relay log while it is told where its source is, is not waited
 // for without end: the run says which disk is full, verify does not take the pair for a good one, and when there is room one resume ends well. The
-// server alone takes a minute to notice, so this is part of the long version: RUNBOOK_FAULTS.
-func TestFullRelayLog(t *testing.T) {
+// server alone takes a minute to notice.
+func fullRelayLog(t *testing.T) {
 	t.Parallel()
-	if os.Getenv("RUNBOOK_FAULTS") == "" {
-		t.Skip("SKIPPED: takes three minutes, and is part of make chaos (RUNBOOK_FAULTS)")
-	}
 	p := newPair(t, "voms1", "voms2")
 	if err := p.Host("voms1").Seed(t.Context()); err != nil {
 		t.Fatal(err)

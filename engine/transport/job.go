@@ -128,17 +128,12 @@ func (w *jobWatch) follow(ctx context.Context, start *jobStart) (jobFound, error
 		var write *writeError
 		switch {
 		case errors.As(err, &lost):
-			one := *lost
-			one.MayHave = one.MayHave || w.begun
-			if w.begun && one.Advice == "" {
-				one.Advice = "the job " + w.job.ID + " goes on there"
-			}
-			return jobFound{}, &one
+			return jobFound{}, w.goesOn(lost)
 		case ctx.Err() != nil:
-			w.end(ctx, "cancel")
+			_ = w.end(ctx, "cancel") // it is under way still, if it cannot be ended
 			return jobFound{}, ctx.Err()
 		case errors.As(err, &write):
-			w.end(ctx, "cancel")
+			_ = w.end(ctx, "cancel")
 			return jobFound{}, fmt.Errorf("cannot pass on a command's output: %w", write.err)
 		case err != nil:
 			return jobFound{}, err
@@ -149,7 +144,9 @@ func (w *jobWatch) follow(ctx context.Context, start *jobStart) (jobFound, error
 		late := !deadline.IsZero() && !time.Now().Before(deadline)
 		switch {
 		case found.state == JobRunning && late:
-			w.end(ctx, "timeout")
+			if err := w.end(ctx, "timeout"); err != nil {
+				return jobFound{}, err
+			}
 			return jobFound{}, &TimeoutError{After: limit, Output: w.output(0)}
 		case found.more:
 			continue
@@ -431,16 +428,33 @@ func (w *jobWatch) output(code int) Output {
 	return Output{Stdout: w.kept.kept, Stderr: w.errs.kept, Code: code, Dropped: w.kept.dropped + w.errs.dropped + w.over}
 }
 
-// end ends the job and takes the rest of its output along.
-func (w *jobWatch) end(ctx context.Context, reason string) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), jobPatience)
+// goesOn is the loss of the host on which the job goes on.
+func (w *jobWatch) goesOn(lost *UnreachableError) error {
+	one := *lost
+	one.MayHave = one.MayHave || w.begun
+	if w.begun && one.Advice == "" {
+		one.Advice = "the job " + w.job.ID + " goes on there"
+	}
+	return &one
+}
+
+// end ends the job and takes the rest of its output along. With a host that cannot be reached the job goes on, and the error says so.
+func (w *jobWatch) end(ctx context.Context, reason string) error {
+	whole := context.WithoutCancel(ctx)
+	ctx, cancel := context.WithTimeout(whole, jobPatience)
 	defer cancel()
-	if endJob(ctx, w.runner, w.job.Cmd.User, w.job.ID, reason) != nil {
-		return // the link is lost: it goes on
+	err := endJob(ctx, w.runner, w.job.Cmd.User, w.job.ID, reason)
+	if ctx.Err() != nil { // until the link is known to be good or lost
+		_, err = w.runner.Run(whole, Cmd{Script: ":", User: w.job.Cmd.User})
+	}
+	var lost *UnreachableError
+	if errors.As(err, &lost) {
+		return w.goesOn(lost)
 	}
 	for range 1000 {
 		if found, err := w.look(ctx, nil); err != nil || !found.more {
-			return
+			return nil
 		}
 	}
+	return nil
 }
