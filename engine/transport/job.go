@@ -444,7 +444,7 @@ func (w *jobWatch) end(ctx context.Context, reason string) error {
 	ctx, cancel := context.WithTimeout(whole, jobPatience)
 	defer cancel()
 	err := endJob(ctx, w.runner, w.job.Cmd.User, w.job.ID, reason)
-	if ctx.Err() != nil { // until the link is known to be good or lost
+	if ctx.Err() != nil && reason == "timeout" { // until the link is known to be good or lost
 		_, err = w.runner.Run(whole, Cmd{Script: ":", User: w.job.Cmd.User})
 	}
 	var lost *UnreachableError
