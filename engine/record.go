@@ -253,6 +253,7 @@ func (m *memo) values(task, host string) map[string]any {
 type doing struct {
 	journal.Key
 	digest  string
+	args    map[string]string // digests of the arguments, each by itself
 	began   bool // its beginning is on record: what it does may have happened
 	collect bool // the job of an Apply that was under way has an outcome
 	forget  func(context.Context) error
@@ -305,11 +306,18 @@ func (p *playRun) taskID(t *task) string {
 
 func recordID(book int, t *task) string { return fmt.Sprintf("%d:%s", book+1, t.id) }
 
-// recall looks up what the record says of a doing whose arguments are known now. changed says that they were others then.
-func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args map[string]any, late, environment map[string]string) (changed bool, err error) {
+// recall looks up what the record says of a doing whose arguments are known now. changed are those that were others then.
+func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args map[string]any, late, environment map[string]string) (changed []string, err error) {
 	known, err := p.public(args)
 	if err != nil {
-		return false, err
+		return nil, err
+	}
+	d.args = map[string]string{"delegate_to": digestOf(target.host.Name)[:8], "become_user": digestOf(user)[:8]}
+	if len(environment) > 0 {
+		d.args["environment"] = digestOf(environment)[:8]
+	}
+	for name, v := range known {
+		d.args[name] = digestOf(v)[:8]
 	}
 	d.digest = digestOf([]any{t.spec.Module, target.host.Name, user, known, late, environment})
 	m := p.memo
@@ -324,7 +332,7 @@ func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args m
 	if begun != nil {
 		delete(m.begun, begun.Key)
 		d.Key, d.halfway = begun.Key, begun // with other arguments too: nobody knows what it did
-		return begun.Digest != d.digest, nil
+		return d.differs(begun.Digest, begun.Args), nil
 	}
 	end := m.ends[d.Key]
 	if looped && (end == nil || end.Digest != d.digest) {
@@ -333,17 +341,39 @@ func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args m
 		}
 	}
 	if end == nil {
-		return false, nil
+		return nil, nil
 	}
 	if !looped || end.Digest == d.digest {
 		d.owes, d.at = end.Owes(), m.at[end]
 	}
 	if end.Digest != d.digest {
-		return true, nil
+		return d.differs(end.Digest, end.Args), nil
 	}
 	m.taken[end] = true
 	d.restore = end
-	return false, nil
+	return nil, nil
+}
+
+// differs lists the arguments that are not what they were, nil if all are.
+func (d *doing) differs(digest string, args map[string]string) (names []string) {
+	if digest == d.digest {
+		return nil
+	}
+	for name, was := range args {
+		if d.args[name] != was {
+			names = append(names, name)
+		}
+	}
+	for name := range d.args {
+		if args[name] == "" {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return []string{"its module"}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // itemDone finds an item with the same arguments at another place in the loop, which may have been edited. Who calls it holds mu.
@@ -476,8 +506,8 @@ func (p *playRun) past(ctx context.Context, d *doing, t *task, name string, targ
 	if err != nil {
 		return nil, false, p.unrecorded(err)
 	}
-	if changed && !p.job.AcceptChanges {
-		out := fail("its arguments are not what they were in the run that is resumed: resume with --accept-changes if that is meant")
+	if len(changed) > 0 && !p.job.AcceptChanges {
+		out := fail("its arguments are not what they were in the run that is resumed (%s): resume with --accept-changes if that is meant", strings.Join(changed, ", "))
 		p.ask(Question{Host: d.Host, Task: t.label(), Accept: true})
 		out.open = true
 		return nil, false, &out
@@ -573,7 +603,7 @@ func (p *playRun) begin(ctx context.Context, d *doing, t *task, m module.Module,
 		p.longStep(d, host)
 	}
 	mask := p.job.Masker.Mask
-	begin := &journal.Begin{Key: d.Key, Name: mask(e.Task), Label: mask(e.Item), Digest: d.digest, Job: host.JobID}
+	begin := &journal.Begin{Key: d.Key, Name: mask(e.Task), Label: mask(e.Item), Digest: d.digest, Args: d.args, Job: host.JobID}
 	if target.host.Name != d.Host {
 		begin.On = target.host.Name
 	}
@@ -648,7 +678,7 @@ func (p *playRun) end(d *doing, out *outcome, e report.Event, turn bool) {
 		return // nobody could look, so it is under way as before
 	}
 	mask := p.job.Masker.Mask
-	end := &journal.End{Key: d.Key, Name: mask(e.Task), Label: mask(e.Item), On: out.on, Digest: d.digest, Status: string(out.result.Status), Effect: d.began, Turn: turn}
+	end := &journal.End{Key: d.Key, Name: mask(e.Task), Label: mask(e.Item), On: out.on, Digest: d.digest, Args: d.args, Status: string(out.result.Status), Effect: d.began, Turn: turn}
 	end.Result, _ = json.Marshal(p.masked(out.result))
 	values, err := json.Marshal(out.values)
 	if end.Unseen = out.unseen; end.Unseen {

@@ -119,30 +119,32 @@ func Answer(host, task string) string { return host + "/" + task }
 // Begin is written before a task may change its host.
 type Begin struct {
 	Key
-	Name   string   `json:"name"`
-	Label  string   `json:"label,omitempty"` // of the loop's item
-	On     string   `json:"on,omitempty"`    // the host that it is delegated to
-	Digest string   `json:"digest"`
-	Job    string   `json:"job,omitempty"`    // of a long step on its host
-	Notify []string `json:"notify,omitempty"` // handlers that are owed if the end is never written, for then it may have changed its host
+	Name   string            `json:"name"`
+	Label  string            `json:"label,omitempty"` // of the loop's item
+	On     string            `json:"on,omitempty"`    // the host that it is delegated to
+	Digest string            `json:"digest"`
+	Args   map[string]string `json:"args,omitempty"`   // digests of the arguments, to tell which one differs
+	Job    string            `json:"job,omitempty"`    // of a long step on its host
+	Notify []string          `json:"notify,omitempty"` // handlers that are owed if the end is never written, for then it may have changed its host
 }
 
 // End is how a task came out.
 type End struct {
 	Key
-	Name     string          `json:"name"`
-	Label    string          `json:"label,omitempty"` // as in Begin
-	On       string          `json:"on,omitempty"`    // as in Begin
-	Digest   string          `json:"digest"`
-	Status   string          `json:"status"`
-	Result   json.RawMessage `json:"result,omitempty"`
-	Values   json.RawMessage `json:"values,omitempty"`
-	Withheld bool            `json:"withheld,omitempty"` // the values held secrets and are not here
-	Unseen   bool            `json:"unseen,omitempty"`   // the values are not known: a person took it for done
-	Notified []string        `json:"notified,omitempty"` // task ids of handlers
-	Paid     []string        `json:"-"`                  // those of them that another run has run since: see the function
-	Effect   bool            `json:"effect,omitempty"`   // a Begin was written
-	Turn     bool            `json:"turn,omitempty"`     // of a handler: it has had its turn with all items
+	Name     string            `json:"name"`
+	Label    string            `json:"label,omitempty"` // as in Begin
+	On       string            `json:"on,omitempty"`    // as in Begin
+	Digest   string            `json:"digest"`
+	Args     map[string]string `json:"args,omitempty"` // as in Begin
+	Status   string            `json:"status"`
+	Result   json.RawMessage   `json:"result,omitempty"`
+	Values   json.RawMessage   `json:"values,omitempty"`
+	Withheld bool              `json:"withheld,omitempty"` // the values held secrets and are not here
+	Unseen   bool              `json:"unseen,omitempty"`   // the values are not known: a person took it for done
+	Notified []string          `json:"notified,omitempty"` // task ids of handlers
+	Paid     []string          `json:"-"`                  // those of them that another run has run since: see the function
+	Effect   bool              `json:"effect,omitempty"`   // a Begin was written
+	Turn     bool              `json:"turn,omitempty"`     // of a handler: it has had its turn with all items
 }
 
 // Note is a remark for whoever reads the record.
