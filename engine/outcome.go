@@ -28,6 +28,7 @@ type outcome struct {
 	owes     []string // handlers that it notified in an earlier part of the run, where it is passed over now
 	owedAt   int
 	more     bool // items of its loop follow
+	found    bool // it was under way in an earlier part of the run, and is done
 	unseen   bool // a person took it for done, so what it returned is not known
 	ended    bool // the run was ended while it waited: it is on record, and nothing follows from it
 	notRun   bool // check mode: declared to change nothing, so there is nothing to judge
@@ -49,12 +50,15 @@ func (o *outcome) had() bool {
 // final reports whether its host takes no further part, whatever the book says of failures.
 func (o *outcome) final() bool { return o.open || o.ended || o.lost }
 
-// paid are the handlers of an outcome on record that another run has run since.
+// paid are the handlers of what was done in an earlier part of the run that another run has run since.
 func (o *outcome) paid() []string {
-	if !o.restored {
-		return nil
+	switch {
+	case o.restored:
+		return o.doing.restore.Paid
+	case o.found:
+		return o.doing.halfway.Paid
 	}
-	return o.doing.restore.Paid
+	return nil
 }
 
 func fail(format string, args ...any) outcome {

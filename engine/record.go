@@ -119,18 +119,19 @@ type memo struct {
 	begun map[journal.Key]*journal.Begin // without an end
 	half  map[journal.Key]*journal.Begin // it failed when it had begun
 	at    map[*journal.End]int           // where it stands in the record
+	from  map[*journal.Begin]int         // where it stands in the record
 	moved []*journal.End                 // of items in whose places others were done since
 	facts map[string]*journal.Facts
 	boots map[string]string // boot id by host, as it was last
 }
 
 func newMemo(past []journal.Record) *memo {
-	m := &memo{ends: map[journal.Key]*journal.End{}, taken: map[*journal.End]bool{}, half: map[journal.Key]*journal.Begin{}, at: map[*journal.End]int{}, begun: map[journal.Key]*journal.Begin{}, facts: map[string]*journal.Facts{}, boots: map[string]string{}}
+	m := &memo{ends: map[journal.Key]*journal.End{}, taken: map[*journal.End]bool{}, half: map[journal.Key]*journal.Begin{}, at: map[*journal.End]int{}, from: map[*journal.Begin]int{}, begun: map[journal.Key]*journal.Begin{}, facts: map[string]*journal.Facts{}, boots: map[string]string{}}
 	rests := based(past)
 	for _, r := range past {
 		switch {
 		case r.Begin != nil:
-			m.begun[r.Begin.Key] = r.Begin
+			m.begun[r.Begin.Key], m.from[r.Begin] = r.Begin, r.N
 			if old := m.ends[r.Begin.Key]; old != nil && old.Digest != r.Begin.Digest {
 				m.moved = append(m.moved, old)
 			}
@@ -218,16 +219,16 @@ func playOf(task string) string {
 }
 
 // did reports whether a task was done on a host, or begun.
-func (m *memo) did(task, host string) bool {
+func (m *memo) did(task, host string, why notice) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for key := range m.ends {
-		if key.Task == task && key.Host == host {
+	for key, end := range m.ends {
+		if key.Task == task && key.Host == host && !why.fresh && !why.debt && m.at[end] > why.at {
 			return true
 		}
 	}
-	for key := range m.begun {
-		if key.Task == task && key.Host == host {
+	for key, begin := range m.begun {
+		if key.Task == task && key.Host == host && !why.fresh && m.from[begin] > why.at {
 			return true
 		}
 	}
@@ -235,12 +236,23 @@ func (m *memo) did(task, host string) bool {
 }
 
 // values are what a task returned on a host that takes no part any more, nil if they cannot be had from the record.
-func (m *memo) values(task, host string) map[string]any {
+func (m *memo) values(task, host string, looped, needed bool) map[string]any {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	for key := range m.begun {
+		if key.Task == task && key.Host == host {
+			return nil
+		}
+	}
+	if looped {
+		return nil // how many items it had there is not known
+	}
 	end := m.ends[journal.Key{Task: task, Host: host, Item: "0", Nth: 1}]
-	if end == nil || end.Withheld || end.Unseen {
+	if end == nil || needed && (end.Withheld || end.Unseen) {
 		return nil
+	}
+	if !needed {
+		return map[string]any{}
 	}
 	values, err := decodeValues(end.Values)
 	if err != nil {
@@ -254,8 +266,8 @@ type doing struct {
 	journal.Key
 	digest  string
 	args    map[string]string // digests of the arguments, each by itself
-	began   bool // its beginning is on record: what it does may have happened
-	collect bool // the job of an Apply that was under way has an outcome
+	began   bool              // its beginning is on record: what it does may have happened
+	collect bool              // the job of an Apply that was under way has an outcome
 	forget  func(context.Context) error
 	restore *journal.End
 	halfway *journal.Begin // it was under way when an earlier part of the run ended
@@ -288,11 +300,11 @@ func (p *playRun) next(t *task, h *hostRun, index int) journal.Key {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for {
-		end, begun := m.ends[key], m.begun[key] != nil || m.half[key] != nil
-		if end == nil && !begun {
+		end, begun, half := m.ends[key], m.begun[key], m.half[key]
+		if end == nil && begun == nil && half == nil {
 			return key
 		}
-		if !why.fresh && (begun || m.at[end] > why.at) {
+		if !why.fresh && (m.from[begun] > why.at || !why.debt && max(m.at[end], m.from[half]) > why.at) {
 			return key
 		}
 		key.Nth++
@@ -323,8 +335,10 @@ func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args m
 	m := p.memo
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	d.half = m.half[d.Key] != nil
 	looped := t.loop != nil
+	for key, begin := range m.half {
+		d.half = d.half || key == d.Key && !looped || looped && key.Task == d.Task && key.Host == d.Host && key.Nth == d.Nth && begin.Digest == d.digest
+	}
 	begun := m.begun[d.Key]
 	if looped && (begun == nil || begun.Digest != d.digest) {
 		begun = m.itemBegun(d)
@@ -339,6 +353,9 @@ func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args m
 		if same := m.itemDone(d); same != nil {
 			end = same
 		}
+	}
+	if looped && end != nil && m.taken[end] {
+		return nil, nil
 	}
 	if end == nil {
 		return nil, nil
@@ -411,11 +428,14 @@ func (p *playRun) leftover(t *task, h *hostRun) *outcome {
 		return nil
 	}
 	id := p.taskID(t)
+	h.mu.Lock()
+	why := h.turn[t]
+	h.mu.Unlock()
 	m := p.memo
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for key, begin := range m.begun {
-		if key.Task != id || key.Host != h.host.Name {
+		if key.Task != id || key.Host != h.host.Name || why.fresh || m.from[begin] <= why.at {
 			continue
 		}
 		delete(m.begun, key)
@@ -523,7 +543,7 @@ func (p *playRun) past(ctx context.Context, d *doing, t *task, name string, targ
 	out.values, out.result.OnRecord = values, true
 	switch {
 	case d.restore.Unseen && p.answers(p.job.Rerun, d, name):
-		d.halfway = &journal.Begin{Key: d.Key}
+		d.halfway = &journal.Begin{Key: d.Key, Paid: d.restore.Paid}
 		return nil, false, nil
 	case d.restore.Unseen:
 		out.values = common(out.result, unseen(t))
@@ -532,11 +552,11 @@ func (p *playRun) past(ctx context.Context, d *doing, t *task, name string, targ
 	case err != nil || d.restore.Withheld:
 		if d.restore.Effect {
 			// It was done, but what it returned held secrets. Check may tell that again; what nobody can tell again a person decides.
-			d.halfway = &journal.Begin{Key: d.Key}
+			d.halfway = &journal.Begin{Key: d.Key, Paid: d.restore.Paid}
 		}
 		return nil, false, nil
 	}
-	if out.result.Status == report.Failed {
+	if out.result.Status == report.Failed || out.result.Status == report.Unreachable {
 		return out, false, nil
 	}
 	return out, d.restore.Effect && p.rebooted(ctx, target, user), nil
@@ -678,6 +698,13 @@ func (p *playRun) end(d *doing, out *outcome, e report.Event, turn bool) {
 		return // nobody could look, so it is under way as before
 	}
 	mask := p.job.Masker.Mask
+	if out.restored { // that it has had its turn is all that is new
+		end := &journal.End{Key: d.Key, Name: mask(e.Task), Label: mask(e.Item), On: out.on, Status: string(out.result.Status), Turn: true}
+		if err := p.job.Journal.Commit(journal.Record{Kind: journal.KindEnd, End: end}); err != nil {
+			p.unwritable(err)
+		}
+		return
+	}
 	end := &journal.End{Key: d.Key, Name: mask(e.Task), Label: mask(e.Item), On: out.on, Digest: d.digest, Args: d.args, Status: string(out.result.Status), Effect: d.began, Turn: turn}
 	end.Result, _ = json.Marshal(p.masked(out.result))
 	values, err := json.Marshal(out.values)
@@ -724,6 +751,7 @@ func holdsSecret(v any) bool {
 func (p *playRun) halfway(d *doing, t *task, name string, target *hostRun, plan module.Plan) (out outcome, done bool) {
 	switch {
 	case len(plan.Changes) == 0 && plan.Unknown == "", p.answers(p.job.MarkDone, d, name):
+		out.found = true
 		out.result.Status, out.values = report.Changed, plan.Values
 		out.result.Msg = "it was under way when the run ended, and is done"
 		if plan.Unknown != "" || len(plan.Changes) > 0 {
@@ -878,8 +906,8 @@ func (p *playRun) takeDebts(hosts []*hostRun) {
 				return true
 			}
 			h.mu.Lock()
-			h.notice(handler, notice{fresh: true})
-			h.debts[handler] = d
+			h.notice(handler, notice{debt: true})
+			h.debts[handler] = append(h.debts[handler], d)
 			h.mu.Unlock()
 			e := p.event(report.Warning)
 			told := "notified"
@@ -935,9 +963,10 @@ func (p *playRun) takeOwn(hosts []*hostRun) {
 			}
 			h.mu.Lock()
 			_, notified := h.notified[handler]
-			_, ran := h.turn[handler]
+			was, ran := h.turn[handler]
+			ran = ran && (was.fresh || was.debt || was.at >= d.N)
 			if !notified && !ran {
-				h.notice(handler, notice{fresh: true})
+				h.notice(handler, notice{at: d.N})
 			}
 			h.mu.Unlock()
 			if !notified && !ran {
@@ -986,10 +1015,10 @@ func (p *playRun) hadTurn(t *task, h *hostRun) {
 // settle puts on record that a handler which an earlier run owed has had its turn.
 func (p *playRun) settle(t *task, h *hostRun) {
 	h.mu.Lock()
-	debt, owed := h.debts[t]
+	debts := h.debts[t]
 	delete(h.debts, t)
 	h.mu.Unlock()
-	if owed {
+	for _, debt := range debts {
 		p.paid(debt)
 	}
 }

@@ -399,6 +399,61 @@ func TestNotifierGone(t *testing.T) {
 	}
 }
 
+// TestNotifierGoneLater guards the same for a handler that has run before, for another task.
+func TestNotifierGoneLater(t *testing.T) {
+	r := newResumable(t, strings.Replace(resumeHead, "params:\n", "params:\n  items: {type: list, default: [f]}\n", 1)+
+		"      - name: first\n"+onA+"        copy: {dest: '{{ root }}/first', content: \"x\\n\"}\n        notify: restart\n      - meta: flush_handlers\n"+
+		"      - name: file\n        loop: items\n"+onA+"        copy: {dest: '{{ root }}/{{ item }}', content: \"x\\n\"}\n        notify: restart\n"+gate+restarts)
+	r.run(t, nil)
+	r.touch(t, "open")
+	out, s := r.run(t, func(job *engine.Job) {
+		var err error
+		if job.Own, err = job.Journal.Owed(); err != nil {
+			t.Fatal(err)
+		}
+		job.AcceptChanges = true
+		job.Settings = append(job.Settings, engine.Setting{Name: "items", Value: &spec.Value{Kind: spec.List}, Origin: "-e"})
+	})
+	if s.Failed() || len(r.owes(t)) > 0 {
+		t.Errorf("owed %+v\n%s", r.owes(t), out)
+	}
+	r.log(t, "restarted restarted ")
+}
+
+// TestOnceAnew guards that a handler which runs once, for all, runs again if another host notifies it after that.
+func TestOnceAnew(t *testing.T) {
+	notifies := func(host string) string {
+		return "      - name: on " + host + "\n        when: inventory_hostname == \"" + host + "\"\n        copy: {dest: '{{ root }}/" + host + "', content: \"x\\n\"}\n        notify: restart\n"
+	}
+	r := newResumable(t, resumeHead+notifies("a")+"      - meta: flush_handlers\n"+gate+notifies("b")+strings.Replace(restarts, "        command", "        run_once: true\n        command", 1))
+	r.run(t, nil)
+	r.log(t, "restarted ")
+	r.touch(t, "open")
+	if out, s := r.run(t, nil); s.Failed() || len(r.owes(t)) > 0 {
+		t.Errorf("owed %+v\n%s", r.owes(t), out)
+	}
+	r.log(t, "restarted restarted ")
+}
+
+// TestTwoDebtors guards that one handler pays for all the runs that owe it.
+func TestTwoDebtors(t *testing.T) {
+	book := func(text string) string {
+		return resumeHead + "      - name: file\n" + onA + "        copy: {dest: '{{ root }}/file', content: \"" + text + "\\n\"}\n        notify: restart\n" + gate + restarts
+	}
+	r := newResumable(t, book("x"))
+	r.run(t, nil)
+	r.id = ""
+	r.write(t, book("y"))
+	r.run(t, nil)
+	if len(r.owes(t)) != 2 {
+		t.Fatalf("owed %+v", r.owes(t))
+	}
+	r.touch(t, "open")
+	r.another(t)
+	r.another(t)
+	r.log(t, "restarted ")
+}
+
 // TestTwoPlays guards that of two plays with one name each pays its own debts.
 func TestTwoPlays(t *testing.T) {
 	r := newResumable(t, resumeHead+says("first", "")+"    handlers:\n      - {name: other, command: {argv: ['true']}}\n  - name: one\n    hosts: web\n    tasks:\n      - name: file\n"+onA+
@@ -444,6 +499,14 @@ func TestItemsUnderWay(t *testing.T) {
 		t.Errorf("accepted:\n%s", out)
 	}
 	r.log(t, "ann bob ")
+
+	r = died()
+	none := func(job *engine.Job) {
+		job.Settings = append(job.Settings, engine.Setting{Name: "items", Value: &spec.Value{Kind: spec.List}, Origin: "-e"})
+	}
+	if out, s := r.run(t, none); len(s.Questions) != 1 || !s.Questions[0].Accept {
+		t.Errorf("asked %v:\n%s", s.Questions, out)
+	}
 }
 
 // TestStopWaiting guards that the first interrupt ends what only waits, and that this counts as no failure which the book might forgive.

@@ -85,12 +85,12 @@ type hostRun struct {
 	tellReboot sync.Once
 
 	mu       sync.Mutex
-	failed   *failure               // set: it takes no further part, unless a rescue clears it
-	effects  module.Effects         // check mode: what changes that have not been made would make of the host
-	notified map[*task]notice       // the handlers owed
-	turn     map[*task]notice       // those whose turn it is
-	done     map[string]int         // doings by task and item
-	debts    map[*task]journal.Debt // handlers notified in the place of an earlier run
+	failed   *failure                 // set: it takes no further part, unless a rescue clears it
+	effects  module.Effects           // check mode: what changes that have not been made would make of the host
+	notified map[*task]notice         // the handlers owed
+	turn     map[*task]notice         // those whose turn it is
+	done     map[string]int           // doings by task and item
+	debts    map[*task][]journal.Debt // handlers notified in the place of an earlier run
 }
 
 // notice is why a handler is owed.
@@ -98,6 +98,7 @@ type notice struct {
 	maybe string // check mode: the unknown task that may notify it; "" if it is certain
 	fresh bool   // something of this run notified it, so that what the record says of its earlier doings does not count
 	at    int    // otherwise: the last record in which something notified it
+	debt  bool   // another run owes it: its earlier doings do not count, but one that is under way does
 }
 
 // notice notes why a handler is owed. Who calls it holds mu.
@@ -106,7 +107,7 @@ func (h *hostRun) notice(handler *task, n notice) {
 		if had.maybe == "" {
 			n.maybe = ""
 		}
-		n.fresh, n.at = n.fresh || had.fresh, max(n.at, had.at)
+		n.fresh, n.at, n.debt = n.fresh || had.fresh, max(n.at, had.at), n.debt || had.debt
 	}
 	h.notified[handler] = n
 }
@@ -118,7 +119,7 @@ func newRun(job *Job, p *program) *run {
 	}
 	r := &run{job: job, program: p, hosts: map[string]*hostRun{}, forks: make(chan struct{}, forks), started: time.Now(), memo: newMemo(job.Past), debts: slices.Clone(job.Debts)}
 	for _, h := range job.Inventory.Hosts() {
-		r.hosts[h.Name] = &hostRun{host: h, total: report.Total{Host: h.Name}, notified: map[*task]notice{}, turn: map[*task]notice{}, done: map[string]int{}, debts: map[*task]journal.Debt{}, holds: map[string]held{}}
+		r.hosts[h.Name] = &hostRun{host: h, total: report.Total{Host: h.Name}, notified: map[*task]notice{}, turn: map[*task]notice{}, done: map[string]int{}, debts: map[*task][]journal.Debt{}, holds: map[string]held{}}
 	}
 	return r
 }
@@ -197,7 +198,7 @@ func (r *run) aftermath(ctx context.Context, begun []*book) (state []string) {
 	})
 	after := &run{job: &quiet, program: r.program, hosts: map[string]*hostRun{}, forks: r.forks, started: r.started, ctx: r.ctx, memo: newMemo(nil)}
 	for name, h := range r.hosts {
-		again := &hostRun{host: h.host, total: report.Total{Host: name}, notified: map[*task]notice{}, turn: map[*task]notice{}, done: map[string]int{}, debts: map[*task]journal.Debt{}}
+		again := &hostRun{host: h.host, total: report.Total{Host: name}, notified: map[*task]notice{}, turn: map[*task]notice{}, done: map[string]int{}, debts: map[*task][]journal.Debt{}}
 		if f := h.failure(); f != nil && f.unreachable {
 			again.failed = f
 		}
@@ -490,24 +491,28 @@ func (p *playRun) start(ctx context.Context, t *task, hosts []*hostRun) {
 // once runs a task on the first host; what it registers, and a failure, is for all of them.
 func (p *playRun) once(ctx context.Context, t *task, hosts []*hostRun) {
 	first := hosts[0]
+	var why notice
+	if slices.Contains(p.play.handlers, t) {
+		why = sharedTurn(t, hosts)
+	}
 	for _, h := range p.all {
-		if p.memo.did(p.taskID(t), h.host.Name) {
+		if p.memo.did(p.taskID(t), h.host.Name, why) {
 			first = h // when it ran, those before it took no part
 			break
 		}
 	}
 	others := slices.DeleteFunc(slices.Clone(hosts), func(h *hostRun) bool { return h == first })
 	var values map[string]any
+	var f *failure
 	if slices.Contains(hosts, first) {
 		values = p.task(ctx, t, first)
-	} else if past := p.memo.values(p.taskID(t), first.host.Name); past != nil {
+	} else if past := p.memo.values(p.taskID(t), first.host.Name, t.loop != nil, t.spec.Register != ""); past != nil {
 		values = past
 	} else {
-		first.setFailure(&failure{task: t.label(), msg: "it was to run once, for all, and what became of it there is not known", final: true})
+		f = &failure{task: t.label(), msg: "what became of it there is not known", final: true}
 	}
-	f := first.failure()
-	if !slices.Contains(hosts, first) && values != nil {
-		f = nil
+	if slices.Contains(hosts, first) {
+		f = first.failure()
 	}
 	if f != nil && len(others) > 0 && !t.rescued {
 		var names []string
@@ -530,6 +535,24 @@ func (p *playRun) once(ctx context.Context, t *task, hosts []*hostRun) {
 			p.hadTurn(t, h)
 		}
 	}
+}
+
+// sharedTurn makes what notified a handler on any of some hosts its turn on all of them.
+func sharedTurn(t *task, hosts []*hostRun) (all notice) {
+	for _, h := range hosts {
+		h.mu.Lock()
+		n := h.turn[t]
+		h.mu.Unlock()
+		all.fresh, all.debt, all.at = all.fresh || n.fresh, all.debt || n.debt, max(all.at, n.at)
+	}
+	for _, h := range hosts {
+		h.mu.Lock()
+		n := h.turn[t]
+		n.fresh, n.debt, n.at = all.fresh, all.debt, all.at
+		h.turn[t] = n
+		h.mu.Unlock()
+	}
+	return all
 }
 
 // blocks runs a block. The truth table: who fails a task of the block goes through rescue, if there is one, and is

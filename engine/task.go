@@ -48,6 +48,11 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		e.Result = &stop.result
 		p.emit(e)
 		if stop.result.Status == report.Skipped {
+			if out := p.leftover(t, h); out != nil {
+				e.Result = &out.result
+				p.emit(e)
+				return p.finish(ctx, t, h, env, []outcome{*out}, looped, begin)
+			}
 			if slices.Contains(p.play.handlers, t) {
 				p.hadTurn(t, h)
 			}
@@ -56,8 +61,10 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		return p.finish(ctx, t, h, env, []outcome{*stop}, looped, begin)
 	}
 	var all []outcome
+	through := true // all items were come to
 	for i, item := range items {
 		if i > 0 && p.stopping(ctx) {
+			through = false
 			break
 		}
 		itemEnv, label := env, ""
@@ -116,13 +123,11 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		e.On = ""
 		all = append(all, out)
 		if ctx.Err() != nil || out.final() {
+			through = false
 			break
 		}
 	}
-	if looped && len(items) == 0 && slices.Contains(p.play.handlers, t) {
-		p.hadTurn(t, h)
-	}
-	if looped {
+	if looped && through {
 		if out := p.leftover(t, h); out != nil {
 			e := p.taskEvent(report.TaskEnd, t, h, p.taskName(t, env), "")
 			e.Result = &out.result
@@ -204,6 +209,7 @@ func (p *playRun) finish(ctx context.Context, t *task, h *hostRun, env *vars.Sta
 	case res.Status == report.Failed && res.Rescued:
 	case res.Status == report.Failed:
 		h.total.Failed++
+	case res.Status == report.Unreachable && res.Rescued && res.OnRecord:
 	case res.Status == report.Unreachable:
 		h.total.Unreachable++
 	case res.Status == report.Skipped && (len(all) > 0 || looped):

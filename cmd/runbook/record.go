@@ -47,6 +47,7 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		if err := past.unanswered(); err != nil {
 			return nil, err
 		}
+		job.Debts = slices.DeleteFunc(job.Debts, func(d journal.Debt) bool { return d.Run == past.run.ID })
 		// It owes nothing to others while it is being written, so Debts has not its own.
 		if job.Own, err = past.writer.Owed(); err != nil {
 			return nil, unknownDebts(f.stateDir, err)

@@ -208,7 +208,7 @@ func (r *resumed) fit(books []journal.Book, hosts []string) error {
 			if begin.Task = today[begin.Task]; begin.Task == "" {
 				continue
 			}
-			begin.Notify = inTerms(today, begin.Notify)
+			begin.Notify, begin.Paid = inTerms(today, begin.Notify), inTerms(today, begin.Paid)
 			rec.Begin = &begin
 		case rec.End != nil:
 			end := *rec.End

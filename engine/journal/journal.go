@@ -126,6 +126,7 @@ type Begin struct {
 	Args   map[string]string `json:"args,omitempty"`   // digests of the arguments, to tell which one differs
 	Job    string            `json:"job,omitempty"`    // of a long step on its host
 	Notify []string          `json:"notify,omitempty"` // handlers that are owed if the end is never written, for then it may have changed its host
+	Paid   []string          `json:"-"`                // as in End
 }
 
 // End is how a task came out.

@@ -54,6 +54,7 @@ func (s state) owed(all []Info) ([]Debt, error) {
 		case info.Imported || info.Status == Running:
 		case info.Close != nil:
 			for _, o := range info.Close.Owed {
+				o.N = cmp.Or(o.N, info.Records) // earlier versions did not say
 				debts = append(debts, Debt{Run: info.ID, Owed: o})
 			}
 		default:
@@ -111,12 +112,18 @@ func Paid(stateDir, id string, recs []Record) error {
 	}
 	paid, err := s.paid(all)
 	for _, r := range recs {
-		if r.End == nil {
-			continue
-		}
-		for _, handler := range r.End.Notified {
-			if r.N <= paid[debtor{id, r.End.Host, handler}] {
-				r.End.Paid = append(r.End.Paid, handler)
+		switch {
+		case r.End != nil:
+			for _, handler := range r.End.Notified {
+				if r.N <= paid[debtor{id, r.End.Host, handler}] {
+					r.End.Paid = append(r.End.Paid, handler)
+				}
+			}
+		case r.Begin != nil:
+			for _, handler := range r.Begin.Notify {
+				if r.N <= paid[debtor{id, r.Begin.Host, handler}] {
+					r.Begin.Paid = append(r.Begin.Paid, handler)
+				}
 			}
 		}
 	}
@@ -199,11 +206,18 @@ func owing(path string) ([]Debt, error) {
 					still[handler{h.host, id}] = n
 				}
 			}
+			had := map[handler]int{}
+			for h, n := range turns {
+				if id, there := ids[names[h.task]]; there {
+					had[handler{h.host, id}] = n
+				}
+			}
+			turns = had
 			begun := map[Key]Record{}
 			for key, r := range open {
 				begin := *r.Begin
 				if begin.Task = ids[names[key.Task]]; begin.Task == "" {
-					continue // who resumed it was told
+					begin.Task = "gone " + key.Task // it may have notified all the same
 				}
 				begin.Notify = nil
 				for _, handler := range r.Begin.Notify {
