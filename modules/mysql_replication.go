@@ -228,6 +228,10 @@ func (m *mysqlReplication) wanted(ctx context.Context, s *mysqlSession, status *
 	other := status.SourceHost != m.SourceHost || status.SourcePort != m.SourcePort
 	differs := m.differs(status)
 	switch {
+	case fresh && !status.running() && !other && differs == "" && status.ExecFile == todo.file && status.ExecPos == todo.pos && status.IOErrno == 0 && status.SQLErrno == 0:
+		// It was pointed there, and whoever did was cut off before he could say that the dump is in use.
+		todo.change = false
+		change("start replication", status.state(), "replicating, from the dump just imported")
 	case fresh && !status.running():
 		// The data is the dump's, whatever was executed before it was loaded.
 		change("replicate from "+target+at, status.source()+", "+status.state(), "replicating, from the dump just imported")
@@ -387,6 +391,14 @@ func (m *mysqlReplication) Apply(ctx context.Context, host *module.Host, plan mo
 			return nil, err
 		}
 	}
+	if todo.fresh {
+		if err := s.withoutBinlog(ctx); err != nil {
+			return nil, err
+		}
+		if err := s.exec(ctx, "UPDATE "+importsTable+" SET used = NOW() WHERE log_file = ? AND log_pos = ?", todo.file, todo.pos); err != nil {
+			return nil, err
+		}
+	}
 	if !todo.start {
 		status, err := s.replica(ctx, m.ConnectionName)
 		return status.values(), err
@@ -431,16 +443,7 @@ func (m *mysqlReplication) change(ctx context.Context, s *mysqlSession, todo rep
 		args = append(args, name...)
 	}
 	text = strings.Replace(text, "{options}", options, 1)
-	if err := s.execSecret(ctx, "point the replica at its source", m.SourcePassword, text, sqlArgs(args)...); err != nil {
-		return err
-	}
-	if !todo.fresh {
-		return nil
-	}
-	if err := s.withoutBinlog(ctx); err != nil {
-		return err
-	}
-	return s.exec(ctx, "UPDATE "+importsTable+" SET used = NOW() WHERE log_file = ? AND log_pos = ?", todo.file, todo.pos)
+	return s.execSecret(ctx, "point the replica at its source", m.SourcePassword, text, sqlArgs(args)...)
 }
 
 // How long an error that the I/O thread retries may last before the wait gives up, how long replication must have run to

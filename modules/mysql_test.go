@@ -409,6 +409,13 @@ func TestMySQL(t *testing.T) {
 	at := map[string]any{"source_log_file": values["log_file"], "source_log_pos": values["log_pos"]}
 	step("replication", func(t *testing.T) {
 		replica.refused("mysql_replication", replicaArgs(nil), "are needed for a new replica")
+		// Who was cut off when it had been pointed at its source only starts it.
+		replica.sql(fmt.Sprintf("CHANGE MASTER TO MASTER_HOST = '127.0.0.1', MASTER_PORT = %d, MASTER_USER = 'db_rep', MASTER_CONNECT_RETRY = 1, MASTER_LOG_FILE = '%v', MASTER_LOG_POS = %v",
+			source.port, values["log_file"], values["log_pos"]))
+		if plan, err := replica.check("mysql_replication", replicaArgs(at)); err != nil || len(plan.Changes) != 1 || plan.Changes[0].What != "start replication" {
+			t.Errorf("%+v, %v", plan, err)
+		}
+		replica.sql("RESET SLAVE ALL")
 		start := time.Now()
 		wrong := replicaArgs(at)
 		wrong["source_password"] = secret.New("S3CRET-wrong")
