@@ -14,13 +14,13 @@ type program struct {
 	books []*book
 }
 
-// hosts are those that some play is for.
+// hosts are those that some play is for, but for plays that only look when the run has failed.
 func (p *program) hosts() map[string]bool {
 	used := map[string]bool{}
 	for _, b := range p.books {
 		for _, play := range b.plays {
 			for _, h := range play.hosts {
-				used[h.Name] = true
+				used[h.Name] = used[h.Name] || !play.after
 			}
 		}
 	}

@@ -175,7 +175,7 @@ func inSession(t *testing.T, c transport.Conn, dir string) func() int {
 
 // Of a job that writes without end the host keeps what is within the limit. The rest is counted, and shows while it runs.
 func testJobFlood(t *testing.T, c transport.Conn) {
-	const kept, flood = transport.DefaultLimit, 100_000_000
+	const kept, flood = transport.DefaultLimit, 40_000_000
 	gate := filepath.Join(tempDir(t), "gate")
 	text := func(redirect, last string) string {
 		return fmt.Sprintf("{ echo first; head -c %d /dev/zero; echo; echo 'P %s'; } %s\n", flood, last, redirect)

@@ -326,8 +326,9 @@ done
 if look "$f"; then # it died without a word: of what it has begun, nothing may go on
 	show "$f"
 	if same "$conn"; then
-		nap # so that its controller is told of the holder's end before that of the connection
-		nap
+		for m in 1 2 3 4 5 6 7 8; do
+			nap # so that its controller is told of the holder's end before that of the connection
+		done
 		cut=$((n + 20))
 		while same "$conn"; do
 			if [ $n -lt $cut ]; then kill -TERM "${conn%%:*}"; else kill -KILL "${conn%%:*}"; fi 2>/dev/null
@@ -446,11 +447,11 @@ fi
 n=0
 while same "$holder" || same "$conn"; do
 	n=$((n + 1)) signal=TERM
-	[ $n -le 20 ] || signal=KILL
-	[ $n -le 40 ] || fail "the process ${holder%%:*}, which holds the lock, cannot be ended"
+	[ $n -le 30 ] || signal=KILL
+	[ $n -le 50 ] || fail "the process ${holder%%:*}, which holds the lock, cannot be ended"
 	if same "$holder"; then
 		kill -$signal "${holder%%:*}"
-	elif [ $n -gt 3 ]; then # its controller has been told of the holder's end by now
+	elif [ $n -gt 10 ]; then # its controller has been told of the holder's end by now
 		kill -$signal "${conn%%:*}"
 	fi 2>/dev/null
 	nap
