@@ -127,8 +127,8 @@ func newRun(job *Job, p *program) *run {
 func (r *run) run(ctx context.Context) Summary {
 	r.ctx = ctx
 	var names []string
-	for name := range r.program.hosts() {
-		r.hosts[name].used = true
+	for name, used := range r.program.hosts() {
+		r.hosts[name].used = used
 	}
 	for _, h := range r.job.Inventory.Hosts() {
 		if r.hosts[h.Name].used {

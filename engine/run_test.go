@@ -201,16 +201,16 @@ plays:
 
 // TestAftermath: when a run has failed, the plays with on_failure say how things are, and of a host that was lost that nothing is known.
 func TestAftermath(t *testing.T) {
-	j, rec := job(t, "a: {}, gone: {port: 1}, idle: {port: 1}", `runbook: x
+	j, rec := job(t, "a: {}, gone: {port: 1}, idle: {port: 1}, seen: {}", `runbook: x
 plays:
   - {hosts: "a:gone", tasks: [{command: {argv: ['true'], read: true}}]}
-  - {hosts: "a:gone", on_failure: true, tasks: [{assert: {that: inventory_hostname == "", msg: it serves}}]}
+  - {hosts: "a:gone:seen", on_failure: true, tasks: [{assert: {that: inventory_hostname == "", msg: it serves}}]}
 `, nil)
 	summary, err := engine.Run(t.Context(), j)
-	if err != nil || len(summary.Failures) != 1 || summary.Failures[0].Host != "gone" {
+	if err != nil || len(summary.Failures) != 1 || summary.Failures[0].Host != "gone" || len(summary.Totals) != 2 {
 		t.Fatalf("%v %+v\n%s", err, summary.Failures, rec.lines())
 	}
-	if got := strings.Join(summary.State, "|"); !strings.HasPrefix(got, "gone: it was lost, so nothing is known of it|a: ") || strings.Contains(got, "idle") {
+	if got := strings.Join(summary.State, "|"); !strings.HasPrefix(got, "gone: it was lost, so nothing is known of it|") || !strings.Contains(got, "|a: ") || !strings.Contains(got, "|seen: ") || strings.Contains(got, "idle") {
 		t.Errorf("how things are: %q", got)
 	}
 }
