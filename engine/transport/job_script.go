@@ -34,7 +34,7 @@ split() {
 }
 read_all() {
 	set +f
-	all=$(cat /proc/[0-9]*/stat 2>/dev/null)
+	all=$(cat /proc/[0-9]*/stat 2>/dev/null | sort -n)
 	set -f
 }
 alive() { # does the supervisor live, or anything that it started and left behind

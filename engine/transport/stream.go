@@ -484,7 +484,7 @@ split() {
 }
 read_all() {
 	set +f
-	all=$(cat /proc/[0-9]*/stat)
+	all=$(cat /proc/[0-9]*/stat | sort -n) # parents come before their children, who would let them go on
 	set -f
 	IFS='
 '
