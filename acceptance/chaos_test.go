@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -451,6 +452,22 @@ type timeline struct {
 
 func (l timeline) took() time.Duration { return l.end.Sub(l.begin) }
 
+// read calls each for what a run says, until it says no more.
+func (l *timeline) read(out io.Reader, errorf func(format string, args ...any), each func(report.Event)) {
+	for lines := bufio.NewReader(out); ; {
+		text, err := lines.ReadBytes('\n')
+		if err != nil {
+			return
+		}
+		l.events = append(l.events, time.Now())
+		var e report.Event
+		if err := json.Unmarshal(text, &e); err != nil {
+			errorf("the run says what is no event: %v: %s", err, text)
+		}
+		each(e)
+	}
+}
+
 // moment is one of a run: so long after it has said so many things, or that a task begins. Unlike the time alone, that is the same place
 // on a slow machine.
 type moment struct {
@@ -540,20 +557,10 @@ func (c *chaos) run(t *testing.T, at *moment, fault func() error) (line timeline
 		}
 	}
 	arm(at != nil && at.task == "" && at.events == 0)
-	lines := bufio.NewReader(out)
-	for {
-		text, err := lines.ReadBytes('\n')
-		if err != nil {
-			break
-		}
-		line.events = append(line.events, time.Now())
-		var e report.Event
-		if err := json.Unmarshal(text, &e); err != nil {
-			t.Errorf("the run says what is no event: %v: %s", err, text)
-		}
+	line.read(out, t.Errorf, func(e report.Event) {
 		c.note(e)
 		arm(at != nil && (at.task == "" && at.events == len(line.events) || at.task != "" && e.Kind == report.TaskStart && e.Task == at.task))
-	}
+	})
 	err = cmd.Wait()
 	line.end = time.Now()
 	var exit *exec.ExitError

@@ -1,7 +1,6 @@
 package acceptance
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -93,7 +92,7 @@ func newClockField(t *testing.T, kinds []string) *clockField {
 	for i, kind := range kinds {
 		fmt.Fprintf(&b, `useradd -m -s /bin/bash clock%[1]d
 install -d -m 700 -o clock%[1]d /home/clock%[1]d/.ssh
-install -m 600 -o clock%[1]d /root/.ssh/authorized_keys /home/clock%[1]d/.ssh/
+install -m 600 -o clock%[1]d ~root/.ssh/authorized_keys /home/clock%[1]d/.ssh/
 `, i)
 		switch kind {
 		case impatient:
@@ -183,16 +182,7 @@ func (c *clockPlace) run(at *moment, fault func(p *os.Process), args ...string) 
 		}
 	}
 	arm("")
-	for lines := bufio.NewReader(out); ; {
-		text, err := lines.ReadBytes('\n')
-		if err != nil {
-			break
-		}
-		line.events = append(line.events, time.Now())
-		var e report.Event
-		if err := json.Unmarshal(text, &e); err != nil {
-			c.errorf("the run says what is no event: %v: %s", err, text)
-		}
+	line.read(out, c.errorf, func(e report.Event) {
 		switch {
 		case e.Kind == report.TaskEnd && e.Result.Status == report.Failed && !strings.Contains(e.Result.Msg, "timed out") && !strings.Contains(e.Result.Msg, "did not end within"):
 			c.errorf("%s failed: %s", e.Task, e.Result.Msg)
@@ -206,7 +196,7 @@ func (c *clockPlace) run(at *moment, fault func(p *os.Process), args ...string) 
 		} else {
 			arm("")
 		}
-	}
+	})
 	_ = cmd.Wait()
 	line.end = time.Now()
 	if timer != nil && !timer.Stop() {

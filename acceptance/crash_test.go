@@ -184,16 +184,25 @@ func (c *crash) did(t *testing.T, task string) bool {
 // tree is what is under the root. How often a command that fails was tried is no matter.
 func (c *crash) tree(t *testing.T) string {
 	t.Helper()
+	return treeOf(t, c.root, func(_, path string) (string, error) {
+		data, err := os.ReadFile(path)
+		return strings.ReplaceAll(string(data), "tried\n", ""), err
+	})
+}
+
+// treeOf tells all that is under a folder: names, modes, and of files what content says of them.
+func treeOf(t *testing.T, root string, content func(name, path string) (string, error)) string {
+	t.Helper()
 	var b strings.Builder
-	err := filepath.Walk(c.root, func(path string, info os.FileInfo, err error) error {
+	err := filepath.Walk(root, func(path string, info os.FileInfo, err error) error {
 		if err != nil {
 			return err
 		}
-		rel, _ := filepath.Rel(c.root, path)
-		fmt.Fprintf(&b, "%s %v\n", rel, info.Mode())
+		name, _ := filepath.Rel(root, path)
+		fmt.Fprintf(&b, "%s %v\n", name, info.Mode())
 		if info.Mode().IsRegular() {
-			data, err := os.ReadFile(path)
-			b.WriteString(strings.ReplaceAll(string(data), "tried\n", ""))
+			text, err := content(name, path)
+			b.WriteString(text)
 			return err
 		}
 		return nil

@@ -216,7 +216,7 @@ func TestTransferCuts(t *testing.T) {
 	t.Parallel()
 	p := newPair(t, "voms1", "voms2")
 	const size = 48 << 20
-	src, dest := "/root/"+p.ID+".source", "/root/"+p.ID+".fetched"
+	src, dest := "/srv/"+p.ID+".source", "/srv/"+p.ID+".fetched"
 	if out, err := p.Host("voms1").Exec(t.Context(), "sh", "-ec", `head -c "$1" /dev/urandom >"$2"; sha256sum <"$2"`, "make", strconv.Itoa(size), src); err != nil {
 		t.Fatal(out, err)
 	}
@@ -235,7 +235,7 @@ func TestTransferCuts(t *testing.T) {
 		t.Fatal(err)
 	}
 	root := filepath.Join("/proc", strconv.Itoa(pid), "root")
-	part := "/root/." + filepath.Base(dest) + ".part"
+	part := "/srv/." + filepath.Base(dest) + ".part"
 
 	ways := []struct {
 		what, host string

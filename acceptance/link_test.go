@@ -244,7 +244,7 @@ for n in $(seq 0 %d); do
 	useradd -m -s /bin/bash link$n
 	useradd -m -s /bin/bash other$n
 	install -d -m 700 -o link$n -g link$n /home/link$n/.ssh
-	install -m 600 -o link$n -g link$n /root/.ssh/authorized_keys /home/link$n/.ssh/
+	install -m 600 -o link$n -g link$n ~root/.ssh/authorized_keys /home/link$n/.ssh/
 	echo "link$n ALL=(other$n) NOPASSWD: ALL" >>/etc/sudoers.d/link
 done
 echo MaxStartups 200 >/etc/ssh/sshd_config.d/link.conf # connections that are cut before they log in count
@@ -505,24 +505,11 @@ func fileDigest(name string) string {
 // tree is what is under the root.
 func (c *linkPlace) tree(t *testing.T) string {
 	t.Helper()
-	var b strings.Builder
-	err := filepath.Walk(c.here, func(path string, info os.FileInfo, err error) error {
-		if err != nil {
-			return err
+	return treeOf(t, c.here, func(name, path string) (string, error) {
+		if name == "d/big" {
+			return fileDigest(path) + "\n", nil
 		}
-		rel, _ := filepath.Rel(c.here, path)
-		fmt.Fprintf(&b, "%s %v\n", rel, info.Mode())
-		if rel == "d/big" {
-			fmt.Fprintln(&b, fileDigest(path))
-		} else if info.Mode().IsRegular() {
-			data, err := os.ReadFile(path)
-			b.Write(data)
-			return err
-		}
-		return nil
+		data, err := os.ReadFile(path)
+		return string(data), err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b.String()
 }

@@ -983,7 +983,7 @@ func (p *playRun) writeOff(d journal.Debt) {
 	e := p.event(report.Warning)
 	e.Host, e.Text = d.Host, fmt.Sprintf("run %s notified the handler %q and did not come to run it; the play has no such handler any more, so it is owed no longer", d.Run, d.Name)
 	p.emit(e)
-	p.paid(d)
+	p.settled(d)
 }
 
 // bookKey is what records know the book by.
@@ -1019,12 +1019,12 @@ func (p *playRun) settle(t *task, h *hostRun) {
 	delete(h.debts, t)
 	h.mu.Unlock()
 	for _, debt := range debts {
-		p.paid(debt)
+		p.settled(debt)
 	}
 }
 
-// paid puts on record that a debt of an earlier run is one no longer.
-func (p *playRun) paid(d journal.Debt) {
+// settled puts on record that a debt of an earlier run is one no longer.
+func (p *playRun) settled(d journal.Debt) {
 	if p.job.Journal == nil {
 		return
 	}

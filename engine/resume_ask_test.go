@@ -454,6 +454,26 @@ func TestTwoDebtors(t *testing.T) {
 	r.log(t, "restarted ")
 }
 
+// TestDoubtPaid guards that what another run has run, as it may have been owed, is not run again when the task that was in doubt is found done.
+func TestDoubtPaid(t *testing.T) {
+	r := newResumable(t, resumeHead+"      - name: file\n"+onA+"        copy: {dest: '{{ root }}/file', content: \"x\\n\"}\n        notify: restart\n"+restarts)
+	r.run(t, nil)
+	r.cut(t, "file", "a")
+	died := r.id
+	r.another(t)
+	r.log(t, "restarted restarted ")
+	r.id = died
+	out, s := r.run(t, func(job *engine.Job) {
+		if err := journal.Paid(r.state, died, job.Past); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if s.Failed() || s.Asked() || len(r.owes(t)) > 0 {
+		t.Errorf("owed %+v\n%s", r.owes(t), out)
+	}
+	r.log(t, "restarted restarted ")
+}
+
 // TestTwoPlays guards that of two plays with one name each pays its own debts.
 func TestTwoPlays(t *testing.T) {
 	r := newResumable(t, resumeHead+says("first", "")+"    handlers:\n      - {name: other, command: {argv: ['true']}}\n  - name: one\n    hosts: web\n    tasks:\n      - name: file\n"+onA+
@@ -492,7 +512,7 @@ func TestItemsUnderWay(t *testing.T) {
 	r.log(t, "ann bob zoe ")
 
 	r = died()
-	if out, s := r.run(t, set("items", "ann")); len(s.Questions) != 1 || !s.Questions[0].Accept {
+	if out, s := r.run(t, set("items", "ann")); len(s.Questions) != 1 || !s.Questions[0].Accept || len(s.Failures) != 1 {
 		t.Errorf("asked %v:\n%s", s.Questions, out)
 	}
 	if out, s := r.run(t, func(job *engine.Job) { set("items", "ann")(job); job.AcceptChanges = true }); s.Failed() || s.Asked() {
@@ -504,7 +524,7 @@ func TestItemsUnderWay(t *testing.T) {
 	none := func(job *engine.Job) {
 		job.Settings = append(job.Settings, engine.Setting{Name: "items", Value: &spec.Value{Kind: spec.List}, Origin: "-e"})
 	}
-	if out, s := r.run(t, none); len(s.Questions) != 1 || !s.Questions[0].Accept {
+	if out, s := r.run(t, none); len(s.Questions) != 1 || !s.Questions[0].Accept || len(s.Failures) != 1 {
 		t.Errorf("asked %v:\n%s", s.Questions, out)
 	}
 }

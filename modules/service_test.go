@@ -87,7 +87,7 @@ func TestServiceOnRealHost(t *testing.T) {
 		t.Skip(why)
 	}
 	if testing.Short() {
-		t.Skip("boots a host")
+		t.Skip("boots a host, which -short leaves out")
 	}
 	l, err := lab.New(t.Context(), lab.Options{Log: t.Output()})
 	if err != nil {

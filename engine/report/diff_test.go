@@ -301,7 +301,7 @@ func checkRun() []Event {
 		end("voms1", "Command it", Result{Status: Unknown, Because: "what a command does cannot be predicted", HangsOn: write}),
 		end("voms1", "Stop the old tunnel", Result{Status: WouldChange, HangsOn: write, Changes: []Change{
 			{What: "stop stunnel\x1b[2J", Before: "active (running)", After: "stopped", Outage: "until somebody starts it again"}}}),
-		end("voms2", "Dump", Result{Status: WouldChange, HangsOn: write, Changes: []Change{{What: "dump vo1 to /root/vo1.sql", After: "a complete dump"}}}),
+		end("voms2", "Dump", Result{Status: WouldChange, HangsOn: write, Changes: []Change{{What: "dump vo1 to /srv/vo1.sql", After: "a complete dump"}}}),
 		handler("voms2", Result{Status: WouldChange, HangsOn: install, Changes: []Change{
 			{What: "restart mariadb", Before: "active (running)", After: "restarted", Outage: "for about 1.4s, which its last start took; with it voms"}}}),
 		handler("voms1", Result{Status: Unknown, Maybe: true, HangsOn: write, Because: `it runs only if "Command it` + "\x1b[2J" + `" changes something`, Changes: []Change{
