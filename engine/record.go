@@ -688,10 +688,10 @@ func (p *playRun) unrecorded(err error) *outcome {
 	return &out
 }
 
-// end puts the outcome of a doing on record.
-// turn says that it was the last of a handler's items, and all are well.
-func (p *playRun) end(d *doing, out *outcome, e report.Event, turn bool) {
-	if p.job.Journal == nil || out.restored && (!turn || d.restore.Turn) || out.open || d == nil {
+// end puts the outcome of a doing on record. turn says that it was the last of a handler's items, and all are well; settles is what that has paid
+// of earlier runs.
+func (p *playRun) end(d *doing, out *outcome, e report.Event, turn bool, settles []journal.Settled) {
+	if p.job.Journal == nil || out.restored && (!turn || d.restore.Turn && len(settles) == 0) || out.open || d == nil {
 		return
 	}
 	if d.halfway != nil && !d.began && (out.result.Status == report.Failed || out.result.Status == report.Unreachable) {
@@ -699,13 +699,13 @@ func (p *playRun) end(d *doing, out *outcome, e report.Event, turn bool) {
 	}
 	mask := p.job.Masker.Mask
 	if out.restored { // that it has had its turn is all that is new
-		end := &journal.End{Key: d.Key, Name: mask(e.Task), Label: mask(e.Item), On: out.on, Status: string(out.result.Status), Turn: true}
+		end := &journal.End{Key: d.Key, Name: mask(e.Task), Label: mask(e.Item), On: out.on, Status: string(out.result.Status), Turn: true, Settles: settles}
 		if err := p.job.Journal.Commit(journal.Record{Kind: journal.KindEnd, End: end}); err != nil {
 			p.unwritable(err)
 		}
 		return
 	}
-	end := &journal.End{Key: d.Key, Name: mask(e.Task), Label: mask(e.Item), On: out.on, Digest: d.digest, Args: d.args, Status: string(out.result.Status), Effect: d.began, Turn: turn}
+	end := &journal.End{Key: d.Key, Name: mask(e.Task), Label: mask(e.Item), On: out.on, Digest: d.digest, Args: d.args, Status: string(out.result.Status), Effect: d.began, Turn: turn, Settles: settles}
 	end.Result, _ = json.Marshal(p.masked(out.result))
 	values, err := json.Marshal(out.values)
 	if end.Unseen = out.unseen; end.Unseen {
@@ -983,7 +983,13 @@ func (p *playRun) writeOff(d journal.Debt) {
 	e := p.event(report.Warning)
 	e.Host, e.Text = d.Host, fmt.Sprintf("run %s notified the handler %q and did not come to run it; the play has no such handler any more, so it is owed no longer", d.Run, d.Name)
 	p.emit(e)
-	p.settled(d)
+	if p.job.Journal == nil {
+		return
+	}
+	note := settled(d)
+	if err := p.job.Journal.Commit(journal.Record{Kind: journal.KindSettled, Settled: &note}); err != nil {
+		p.unwritable(err)
+	}
 }
 
 // bookKey is what records know the book by.
@@ -1003,34 +1009,28 @@ func (r *run) tellDebts() {
 
 // hadTurn puts on record that a handler has had its turn on a host where there was nothing to do.
 func (p *playRun) hadTurn(t *task, h *hostRun) {
-	if p.job.Journal != nil {
-		end := &journal.End{Key: p.next(t, h, 0), Name: t.label(), Status: string(report.Skipped), Turn: true}
-		if err := p.job.Journal.Commit(journal.Record{Kind: journal.KindEnd, End: end}); err != nil {
-			p.unwritable(err)
-		}
-	}
-	p.settle(t, h)
-}
-
-// settle puts on record that a handler which an earlier run owed has had its turn.
-func (p *playRun) settle(t *task, h *hostRun) {
-	h.mu.Lock()
-	debts := h.debts[t]
-	delete(h.debts, t)
-	h.mu.Unlock()
-	for _, debt := range debts {
-		p.settled(debt)
-	}
-}
-
-// settled puts on record that a debt of an earlier run is one no longer.
-func (p *playRun) settled(d journal.Debt) {
 	if p.job.Journal == nil {
 		return
 	}
-	if err := p.job.Journal.Commit(journal.Record{Kind: journal.KindSettled, Settled: &journal.Settled{Run: d.Run, Host: d.Host, Handler: d.Handler, N: d.N}}); err != nil {
+	end := &journal.End{Key: p.next(t, h, 0), Name: t.label(), Status: string(report.Skipped), Turn: true, Settles: h.pays(t)}
+	if err := p.job.Journal.Commit(journal.Record{Kind: journal.KindEnd, End: end}); err != nil {
 		p.unwritable(err)
 	}
+}
+
+// pays is what the turn of a handler pays of earlier runs.
+func (h *hostRun) pays(handler *task) (settles []journal.Settled) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, d := range h.debts[handler] {
+		settles = append(settles, settled(d))
+	}
+	delete(h.debts, handler)
+	return settles
+}
+
+func settled(d journal.Debt) journal.Settled {
+	return journal.Settled{Run: d.Run, Host: d.Host, Handler: d.Handler, N: d.N}
 }
 
 // whenOwed says how a handler that is owed comes to run.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"runbook/engine/journal"
 	"runbook/engine/module"
 	"runbook/engine/report"
 	"runbook/engine/secret"
@@ -105,10 +106,11 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 			out.result.Rescued = t.rescued && !out.result.Ignored
 		}
 		turn := slices.Contains(p.play.handlers, t) && !out.more && out.had() && !slices.ContainsFunc(all, func(o outcome) bool { return !o.had() })
-		p.end(out.doing, &out, e, turn)
+		var settles []journal.Settled
 		if turn {
-			p.settle(t, h)
+			settles = h.pays(t)
 		}
+		p.end(out.doing, &out, e, turn, settles)
 		if out.result.Status == report.Unknown && !out.planned {
 			out.values = unknownResult(t, out.result.Because)
 			if !out.foreseen {

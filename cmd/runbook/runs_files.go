@@ -104,8 +104,10 @@ func prunable(stateDir string, olderThan time.Duration, now time.Time) ([]string
 			continue
 		}
 		_, err := journal.Each(stateDir, info.ID, func(r journal.Record) error {
-			if r.Settled != nil && r.Settled.Run != info.ID {
-				pays[info.ID] = append(pays[info.ID], r.Settled.Run)
+			for _, s := range r.Settlements() {
+				if s.Run != info.ID {
+					pays[info.ID] = append(pays[info.ID], s.Run)
+				}
 			}
 			return nil
 		})

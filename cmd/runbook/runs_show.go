@@ -216,8 +216,6 @@ func (t *retelling) record(r journal.Record) {
 		t.text.Event(e)
 	case r.Note != nil:
 		t.note(report.Event{}, r.Note.Text)
-	case r.Settled != nil:
-		t.note(report.Event{Host: r.Settled.Host}, fmt.Sprintf("that was a handler which the run %s owed: it is settled", r.Settled.Run))
 	case r.Facts != nil && r.Facts.BootID != "":
 		if before := t.boots[r.Facts.Host]; before != "" && before != r.Facts.BootID {
 			t.note(report.Event{Host: r.Facts.Host}, "it has started anew since")
@@ -241,6 +239,9 @@ func (t *retelling) record(r journal.Record) {
 		}
 		t.text.Heading("RESUMED", strings.Join(words, " "))
 		t.at = nil
+	}
+	for _, s := range r.Settlements() {
+		t.note(report.Event{Host: s.Host}, fmt.Sprintf("that was a handler which the run %s owed: it is settled", s.Run))
 	}
 }
 

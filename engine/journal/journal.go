@@ -22,6 +22,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -146,6 +147,7 @@ type End struct {
 	Paid     []string          `json:"-"`                  // those of them that another run has run since: see the function
 	Effect   bool              `json:"effect,omitempty"`   // a Begin was written
 	Turn     bool              `json:"turn,omitempty"`     // of a handler: it has had its turn with all items
+	Settles  []Settled         `json:"settles,omitempty"`  // what that has paid of other runs, in one with the turn: a kill comes before both or after
 }
 
 // Note is a remark for whoever reads the record.
@@ -153,12 +155,23 @@ type Note struct {
 	Text string `json:"text"`
 }
 
-// Settled says that a handler which another run owed has been done in this one.
+// Settled says that a handler which another run owed is owed no longer: it has been done in this one, or can be done by none.
 type Settled struct {
 	Run     string `json:"run"`
 	Host    string `json:"host"`
 	Handler string `json:"handler"`
 	N       int    `json:"at"` // Debt.N: what that run came to owe later is not paid
+}
+
+// Settlements are what a record says to be paid of other runs.
+func (r *Record) Settlements() []Settled {
+	switch {
+	case r.Settled != nil:
+		return []Settled{*r.Settled}
+	case r.End != nil:
+		return r.End.Settles
+	}
+	return nil
 }
 
 // Resume says that a run was taken up again, and what a person decided.
@@ -221,7 +234,7 @@ func (r *Record) follows(last Kind, n int) error {
 		return fmt.Errorf("it begins with a record of the kind %q", r.Kind)
 	case n > 1 && r.Kind == KindRun:
 		return fmt.Errorf("a second run begins in it")
-	case r.Kind == KindSettled && r.Settled.N < 1:
+	case slices.ContainsFunc(r.Settlements(), func(s Settled) bool { return s.N < 1 }):
 		return fmt.Errorf("a record that a debt is settled does not say as of which record of the other run")
 	case last == KindClose && r.Kind != KindResume:
 		return fmt.Errorf("a record of the kind %q follows after the end of the run", r.Kind)

@@ -19,7 +19,7 @@ type Debt struct {
 }
 
 // Debts returns the handlers that runs which died, failed or were interrupted owe to hosts (all hosts, if hosts is nil), the oldest run first,
-// less what Settled records of other runs have paid. A run that is being written owes nothing yet, an imported one owes it elsewhere.
+// less what other runs have settled. A run that is being written owes nothing yet, an imported one owes it elsewhere.
 //
 // Where a record is damaged, what it owes before the damage is returned too, together with an error that names it.
 func Debts(stateDir string, hosts []string) ([]Debt, error) {
@@ -309,13 +309,13 @@ func settled(path string, f func(Settled)) error {
 		if err != nil {
 			return err
 		}
-		if bytes.Contains(line, []byte(`"kind":"settled"`)) {
+		if bytes.Contains(line, []byte(`"kind":"settled"`)) || bytes.Contains(line, []byte(`"settles":[`)) {
 			rec, err := peek(line)
 			if err != nil {
 				return r.corrupt(err.Error())
 			}
-			if rec.Settled != nil {
-				f(*rec.Settled)
+			for _, s := range rec.Settlements() {
+				f(s)
 			}
 		}
 	}
