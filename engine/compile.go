@@ -88,13 +88,23 @@ func compile(job *Job) (*program, spec.Errors) {
 		}
 		loaded = append(loaded, b)
 	}
-	errs = append(errs, selectSettings(job, loaded)...)
+	asked := len(loaded)
+	if i := slices.IndexFunc(job.Books, func(src Source) bool { return src.Owed }); i >= 0 {
+		asked = i
+	}
+	errs = append(errs, selectSettings(job, loaded[:asked])...)
 	if len(errs) > 0 {
 		return nil, errs
 	}
 	for i, b := range loaded {
 		var own []*spec.Error
 		c := &compiler{job: job, src: job.Books[i], book: b, errs: &own, regs: map[string]vars.Type{}, later: map[string]bool{}}
+		if c.src.Owed {
+			if i == asked && asked > 0 && !p.mayChange() {
+				break // who only looks does not expect that something is restarted
+			}
+			c.job = c.src.as(job, b)
+		}
 		for _, ps := range b.Plays {
 			registered(ps.Tasks, c.later)
 		}
@@ -106,7 +116,7 @@ func compile(job *Job) (*program, spec.Errors) {
 			errs[i].Snippet = snippet(job, loaded, e.Pos)
 		}
 	}
-	errs = append(errs, unknownTags(job, p)...)
+	errs = append(errs, unknownTags(job, p.books[:min(asked, len(p.books))])...)
 	return p, sortErrors(errs)
 }
 
@@ -136,7 +146,11 @@ func asErrors(err error) spec.Errors {
 
 // snippet finds the line of e's file in the books' file systems. Lines of the files of -e are not shown: they hold secrets.
 func snippet(job *Job, books []*spec.Book, pos spec.Pos) string {
-	if slices.ContainsFunc(job.Settings, func(s Setting) bool { return s.Value.Pos.File == pos.File }) {
+	given := slices.Clone(job.Settings)
+	for _, src := range job.Books {
+		given = append(given, src.Settings...)
+	}
+	if slices.ContainsFunc(given, func(s Setting) bool { return s.Value.Pos.File == pos.File }) {
 		return ""
 	}
 	for i := range books {
@@ -152,13 +166,18 @@ func snippet(job *Job, books []*spec.Book, pos spec.Pos) string {
 	return ""
 }
 
-// selectSettings refuses names of -e that no book and no inventory knows, and leaves out what its files hold for other books.
-func selectSettings(job *Job, books []*spec.Book) spec.Errors {
+// as is the job as the book of a source that nobody has asked for sees it.
+func (src Source) as(job *Job, b *spec.Book) *Job {
+	own := *job
+	known := settable(job.Inventory, b)
+	own.Settings = slices.DeleteFunc(slices.Clone(src.Settings), func(s Setting) bool { return !known[s.Name] }) // the run had other books too
+	return &own
+}
+
+// settable are the names that -e may give: those of books and of the inventory.
+func settable(inv *inventory.Inventory, books ...*spec.Book) map[string]bool {
 	known := map[string]bool{}
 	for _, b := range books {
-		if b == nil {
-			return nil
-		}
 		for _, p := range b.Params {
 			known[p.Name] = true
 		}
@@ -166,11 +185,20 @@ func selectSettings(job *Job, books []*spec.Book) spec.Errors {
 			known[e.Key] = true
 		}
 	}
-	for _, h := range job.Inventory.Hosts() {
+	for _, h := range inv.Hosts() {
 		for _, v := range h.Vars {
 			known[v.Name] = true
 		}
 	}
+	return known
+}
+
+// selectSettings refuses names of -e that no book and no inventory knows, and leaves out what its files hold for other books.
+func selectSettings(job *Job, books []*spec.Book) spec.Errors {
+	if slices.Contains(books, nil) {
+		return nil
+	}
+	known := settable(job.Inventory, books...)
 	var errs spec.Errors
 	var settings []Setting
 	for _, s := range job.Settings {
@@ -197,7 +225,7 @@ func selectSettings(job *Job, books []*spec.Book) spec.Errors {
 }
 
 // unknownTags refuses tags of the command line that no task carries: a misspelt one would silently run nothing.
-func unknownTags(job *Job, p *program) spec.Errors {
+func unknownTags(job *Job, books []*book) spec.Errors {
 	known := map[string]bool{}
 	var collect func(list []*task)
 	collect = func(list []*task) {
@@ -208,7 +236,7 @@ func unknownTags(job *Job, p *program) spec.Errors {
 			collect(t.always)
 		}
 	}
-	for _, b := range p.books {
+	for _, b := range books {
 		for _, pl := range b.plays {
 			collect(pl.tasks)
 			collect(pl.handlers)
@@ -249,7 +277,7 @@ func (c *compiler) mistake(v *spec.Value, err error) {
 }
 
 func (c *compiler) compileBook() *book {
-	b := &book{spec: c.book, stacks: map[string]*vars.Stack{}}
+	b := &book{spec: c.book, owed: c.src.Owed, stacks: map[string]*vars.Stack{}}
 	types := builtins()
 	for _, h := range c.job.Inventory.Hosts() {
 		for _, v := range h.Vars {

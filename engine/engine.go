@@ -32,6 +32,10 @@ type Source struct {
 	FS   fs.FS
 	Path string // within FS
 	File string // where it lies, absolute; "" for one that is part of the program
+	// Owed says that the book is not asked for: earlier runs of it owe handlers to hosts of this one, and these are all that is run of it. Such
+	// books are the last of a job. Settings are theirs alone, in place of the job's.
+	Owed     bool
+	Settings []Setting
 }
 
 // Setting is one variable given on the command line.
@@ -73,7 +77,7 @@ type Job struct {
 	Rerun, MarkDone []string
 	// AcceptChanges does tasks anew whose arguments are others than on record.
 	AcceptChanges bool
-	// Debts are handlers that earlier runs notified and did not run. Those of the plays of this run are run in it.
+	// Debts are handlers that earlier runs notified and did not run. Those of the books of this run are run in it.
 	Debts []journal.Debt
 	// Own are those that the earlier parts of the resumed run owe.
 	Own []journal.Owed

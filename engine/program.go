@@ -14,10 +14,13 @@ type program struct {
 	books []*book
 }
 
-// hosts are those that some play is for, but for plays that only look when the run has failed.
+// hosts are those that some play is for, but for plays that only look when the run has failed, and for books that nobody has asked for.
 func (p *program) hosts() map[string]bool {
 	used := map[string]bool{}
 	for _, b := range p.books {
+		if b.owed {
+			continue
+		}
 		for _, play := range b.plays {
 			for _, h := range play.hosts {
 				used[h.Name] = used[h.Name] || !play.after
@@ -30,8 +33,23 @@ func (p *program) hosts() map[string]bool {
 // book is a compiled runbook.
 type book struct {
 	spec   *spec.Book
+	owed   bool // only the handlers are run that earlier runs of it owe
 	plays  []*play
 	stacks map[string]*vars.Stack // variables by host; registered results are added to them as the book runs
+}
+
+// mayChange reports whether a task of the books may change a host.
+func (p *program) mayChange() bool {
+	for _, b := range p.books {
+		for _, play := range b.plays {
+			for _, t := range allTasks(play) {
+				if !t.isBlock() && t.spec.Meta == "" && !neverChanges(t) && !t.readsOnly() {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // play is a compiled play with the hosts that it is for.

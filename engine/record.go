@@ -45,7 +45,7 @@ func Program(job Job) (books []journal.Book, hosts []string, err error) {
 func (p *program) describe(job *Job) []journal.Book {
 	var books []journal.Book
 	for i, b := range p.books {
-		book := journal.Book{Path: job.Books[i].Path, File: job.Books[i].File, Title: b.spec.Title}
+		book := journal.Book{Path: job.Books[i].Path, File: job.Books[i].File, Title: b.spec.Title, Owed: b.owed}
 		for _, play := range b.plays {
 			for _, t := range allTasks(play) {
 				book.Tasks = append(book.Tasks, journal.Task{ID: recordID(i, t), Play: play.title, Name: t.label(), Digest: taskDigest(t.spec)})
@@ -890,11 +890,19 @@ func (h *hostRun) unlock() {
 	}
 }
 
+// owes reports whether an earlier run, or an earlier part of this one, owes a handler of the play to a host.
+func (p *playRun) owes(h *hostRun) bool {
+	here := func(o journal.Owed) bool {
+		return o.Host == h.host.Name && o.Book == p.bookKey() && o.Play == p.play.title
+	}
+	return h.used && (slices.ContainsFunc(p.debts, func(d journal.Debt) bool { return d.Why == "" && here(d.Owed) }) || slices.ContainsFunc(p.job.Own, here))
+}
+
 // takeDebts notifies the handlers of the play that earlier runs owe its hosts.
 func (p *playRun) takeDebts(hosts []*hostRun) {
 	for _, h := range hosts {
 		p.debts = slices.DeleteFunc(p.debts, func(d journal.Debt) bool {
-			if d.Host != h.host.Name || d.Book != p.bookKey() || d.Play != p.play.title {
+			if d.Host != h.host.Name || d.Book != p.bookKey() || d.Play != p.play.title || d.Why != "" {
 				return false
 			}
 			handler, elsewhere := p.payer(d.Owed)
@@ -1002,7 +1010,11 @@ func (p *playRun) bookKey() string {
 func (r *run) tellDebts() {
 	for _, d := range r.debts {
 		if h := r.hosts[d.Host]; h != nil && h.used {
-			r.emit(report.Event{Kind: report.Warning, Host: d.Host, Text: fmt.Sprintf("run %s notified the handler %q of %q and did not come to run it: resume that run, or run that book", d.Run, d.Name, d.Book)})
+			why := ""
+			if d.Why != "" {
+				why = fmt.Sprintf(" (this one cannot run it: %s)", d.Why)
+			}
+			r.emit(report.Event{Kind: report.Warning, Host: d.Host, Text: fmt.Sprintf("run %s notified the handler %q of %q and did not come to run it: resume that run, or run that book%s", d.Run, d.Name, d.Book, why)})
 		}
 	}
 }
@@ -1038,5 +1050,5 @@ func (p *playRun) whenOwed() string {
 	if p.job.Journal == nil {
 		return ", and the next run may not notify it again"
 	}
-	return "; resume runs it, and so does the next run of this book"
+	return "; resume runs it, and so does the next run on that host"
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -305,6 +306,64 @@ func TestDebts(t *testing.T) {
 	}
 	if len(owed()) != 0 {
 		t.Errorf("resumed after another run has paid for it, it owes %v", owed())
+	}
+}
+
+// TestDebtsKilled guards that a run which dies while it pays what another owes, wherever, and is resumed has paid it once.
+func TestDebtsKilled(t *testing.T) {
+	r := newResumable(t, resumeHead+`      - name: file
+        copy: {dest: '{{ root }}/{{ inventory_hostname }}', content: "x\n"}
+        notify: restart
+`+gate+`    handlers:
+      - name: restart
+        command: {shell: 'echo restarted >>{{ root }}/log.{{ inventory_hostname }}'}
+`)
+	r.run(t, nil)
+	owing := r.record(t)
+	owes := r.id
+	r.touch(t, "open")
+	r.id = ""
+	if _, s := r.run(t, func(job *engine.Job) { job.Debts = r.owes(t) }); s.Failed() {
+		t.Fatal("not through")
+	}
+	pays, lines := r.id, strings.SplitAfter(r.record(t), "\n")
+	begun := func(lines []string, host string) bool {
+		return slices.ContainsFunc(lines, func(line string) bool {
+			return strings.Contains(line, `"kind":"begin"`) && strings.Contains(line, `"name":"restart"`) && strings.Contains(line, `"host":"`+host+`"`)
+		})
+	}
+	for n := 1; n < len(lines)-1; n++ {
+		r.state = filepath.Join(t.TempDir(), "state")
+		if err := os.MkdirAll(filepath.Join(r.state, "runs"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for id, text := range map[string]string{owes: owing, pays: strings.Join(lines[:n], "")} {
+			if err := os.WriteFile(filepath.Join(r.state, "runs", id+".jsonl"), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, host := range []string{"a", "b"} {
+			text := ""
+			if begun(lines[:n], host) {
+				text = "restarted\n"
+			}
+			if err := os.WriteFile(filepath.Join(r.root, "log."+host), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		debts := r.owes(t)
+		out, s := r.run(t, func(job *engine.Job) {
+			job.MarkDone = []string{"restart"}
+			job.Debts = slices.DeleteFunc(debts, func(d journal.Debt) bool { return d.Run == pays })
+			own, err := job.Journal.Owed()
+			if err != nil {
+				t.Fatal(err)
+			}
+			job.Own = own
+		})
+		if left := r.owes(t); s.Failed() || s.Asked() || len(left) > 0 || r.read("log.a") != "restarted\n" || r.read("log.b") != "restarted\n" {
+			t.Errorf("killed after %d lines: %q and %q, owed %v\n%s", n, r.read("log.a"), r.read("log.b"), left, out)
+		}
 	}
 }
 

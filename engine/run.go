@@ -141,8 +141,10 @@ func (r *run) run(ctx context.Context) Summary {
 		if r.stopping(ctx) {
 			break
 		}
-		r.emit(report.Event{Kind: report.BookStart, Book: b.spec.Title})
-		begun = append(begun, b)
+		if !b.owed {
+			r.emit(report.Event{Kind: report.BookStart, Book: b.spec.Title})
+			begun = append(begun, b)
+		}
 		for _, p := range b.plays {
 			if r.stopping(ctx) {
 				break
@@ -335,6 +337,9 @@ func (p *playRun) execute(ctx context.Context) {
 		return // all of them are outside the limit
 	}
 	if hosts, gone := p.left(p.play.hosts); len(hosts) == 0 {
+		if p.book.owed {
+			return // nothing is, or it stays owed
+		}
 		p.stop("play %q has no host left: %s", p.play.title, strings.Join(gone, "; "))
 		return
 	}
@@ -347,7 +352,7 @@ func (p *playRun) execute(ctx context.Context) {
 		if i > 0 && p.stopping(ctx) {
 			return
 		}
-		if lost, f := p.lostNeed(ctx, hosts); lost != "" {
+		if lost, f := p.lostNeed(ctx, hosts); lost != "" && !p.book.owed {
 			p.stop("play %q stops: it needs %s, which %s", p.play.title, lost, f)
 			return
 		}
@@ -359,13 +364,14 @@ func (p *playRun) execute(ctx context.Context) {
 	}
 }
 
-// left are those of some hosts that take part still, and what became of the others.
+// left are those of some hosts that take part still, and what became of the others. In a play that nobody has asked for those take part to which
+// something is owed.
 func (p *playRun) left(all []*inventory.Host) (hosts []*hostRun, gone []string) {
 	for _, h := range all {
 		hr := p.hosts[h.Name]
 		if f := hr.failure(); f != nil {
 			gone = append(gone, h.Name+" "+f.String())
-		} else {
+		} else if !p.book.owed || p.owes(hr) {
 			hosts = append(hosts, hr)
 		}
 	}
@@ -385,8 +391,13 @@ func (p *playRun) batch(ctx context.Context, hosts []*hostRun) {
 			_, _ = p.connect(h) // the first task meets the error
 		}()
 	}
+	if p.book.owed {
+		p.emit(report.Event{Kind: report.BookStart, Book: p.book.spec.Title})
+	}
 	p.emit(e)
-	if p.play.free {
+	if p.book.owed {
+		// Nobody has asked for its tasks.
+	} else if p.play.free {
 		p.each(hosts, func(h *hostRun) { p.tasks(ctx, p.play.tasks, []*hostRun{h}) })
 	} else {
 		p.tasks(ctx, p.play.tasks, hosts)

@@ -81,33 +81,27 @@ func settingsAgain(run journal.Run, records []journal.Record, called, given []st
 	return settings, lost
 }
 
-// lostSettings are the arguments of -e that whoever resumes a run has to give again.
-func lostSettings(run journal.Run, records []journal.Record) []string {
+// settingsOf are those with which whoever goes on with a run has to begin, and those that he has to give again.
+func settingsOf(run journal.Run, records []journal.Record) (settings, lost []string) {
 	if len(run.Args) == 0 {
-		return nil
+		return nil, nil
 	}
 	verb, flags := runVerb()
 	if err := verb.ParseFlags(run.Args[1:]); err != nil {
-		return nil
+		return nil, nil
 	}
-	_, lost := settingsAgain(run, records, flags.settings, nil)
-	return lost
+	return settingsAgain(run, records, flags.settings, nil)
 }
 
-// absolute are arguments of -e that mean the same in another directory.
-func absolute(settings []string) ([]string, error) {
-	var out []string
-	for _, s := range settings {
-		if file, ok := strings.CutPrefix(s, "@"); ok {
-			path, err := filepath.Abs(file)
-			if err != nil {
-				return nil, err
-			}
-			s = "@" + path
+// within are arguments of -e of a program that was started in dir, as they are from anywhere.
+func within(dir string, settings []string) []string {
+	settings = slices.Clone(settings)
+	for i, s := range settings {
+		if file, ok := strings.CutPrefix(s, "@"); ok && !filepath.IsAbs(file) {
+			settings[i] = "@" + filepath.Join(dir, file)
 		}
-		out = append(out, s)
 	}
-	return out, nil
+	return settings
 }
 
 // cannotReadAgain says what is lost.

@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"runbook/engine"
-	"runbook/engine/journal"
 	"runbook/engine/secret"
 	"runbook/engine/spec"
 	"runbook/inventory"
@@ -72,12 +71,12 @@ func (f *jobFlags) do(cmd *cobra.Command, books []string, check bool, past *resu
 	var rec *record
 	if check {
 		// What earlier runs owe, a run would do.
-		_, hosts, err := engine.Program(job)
+		_, _, debts, err := f.program(&job, nil)
 		if err != nil {
-			return nothingTouched(err)
+			return err
 		}
-		if job.Debts, err = journal.Debts(f.stateDir, hosts); err != nil {
-			fmt.Fprintf(cmd.ErrOrStderr(), "warning: what handlers earlier runs owe, and a run would run, is not known: %v\n", err)
+		if debts != nil {
+			fmt.Fprintf(cmd.ErrOrStderr(), "warning: what handlers earlier runs owe, and a run would run, is not known: %v\n", debts)
 		}
 	} else {
 		if rec, err = f.record(cmd, &job, past); err != nil {
@@ -146,7 +145,6 @@ func (f *jobFlags) job(books []string, check bool) (engine.Job, error) {
 	if !slices.Contains([]string{"text", "json"}, f.output) {
 		return job, fmt.Errorf("cannot report as %q: --output is text or json", f.output)
 	}
-	params := declared{here: map[string][]*spec.Param{}, other: map[string][]*spec.Param{}}
 	var mistakes spec.Errors
 	for _, name := range books {
 		src, err := findBook(name, f.stateDir)
@@ -154,21 +152,12 @@ func (f *jobFlags) job(books []string, check bool) (engine.Job, error) {
 			return job, err
 		}
 		job.Books = append(job.Books, src)
-		if book, err := loadBook(src); err == nil { // the engine tells mistakes in books
-			for _, p := range book.Params {
-				params.here[p.Name] = append(params.here[p.Name], p)
-			}
-		}
 	}
+	var others []engine.Source
 	if slices.ContainsFunc(f.settings, func(s string) bool { return strings.HasPrefix(s, "@") }) {
-		for _, src := range otherBooks(job.Books) {
-			if book, err := loadBook(src); err == nil {
-				for _, p := range book.Params {
-					params.other[p.Name] = append(params.other[p.Name], p)
-				}
-			}
-		}
+		others = otherBooks(job.Books)
 	}
+	params := declaredBy(job.Books, others)
 	job.Elsewhere = slices.Collect(maps.Keys(params.other))
 	var err error
 	if job.Settings, err = readSettings(f.settings, params); err != nil {

@@ -29,14 +29,14 @@ type record struct {
 
 // record makes the record of a new run, or goes on with that of one which is resumed. Nothing is written for bad input.
 func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*record, error) {
-	books, hosts, err := engine.Program(*job)
+	books, hosts, debts, err := f.program(job, past)
 	if err != nil {
-		return nil, nothingTouched(err)
+		return nil, err
+	}
+	if debts != nil {
+		return nil, unknownDebts(f.stateDir, debts)
 	}
 	who, controller := operator()
-	if job.Debts, err = journal.Debts(f.stateDir, hosts); err != nil {
-		return nil, unknownDebts(f.stateDir, err)
-	}
 	if past != nil {
 		if err := journal.Paid(f.stateDir, past.run.ID, past.records); err != nil {
 			return nil, unknownDebts(f.stateDir, err)

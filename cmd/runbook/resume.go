@@ -61,10 +61,11 @@ read again, such as a shell's <(...), must be given anew.`,
 				}
 				stateDir = dir
 			}
-			var err error
-			if past.given, err = absolute(past.given); err != nil {
-				return err
+			dir, err := os.Getwd()
+			if err != nil {
+				return fmt.Errorf("cannot tell which files of -e are meant: %w", err)
 			}
+			past.given = within(dir, past.given)
 			return past.do(cmd, stateDir, id, func(f *jobFlags) {
 				f.stateDir = stateDir
 				f.verbose = max(f.verbose, verbose)
@@ -170,11 +171,8 @@ func whichRun(stateDir, id string) (journal.Info, error) {
 
 // fit compares the books and hosts with those of the record, and makes the record speak of today's tasks.
 func (r *resumed) fit(books []journal.Book, hosts []string) error {
-	last, lastHosts := r.run.Books, r.run.Hosts
+	last, lastHosts := lastBooks(r.records), r.run.Hosts
 	for _, rec := range r.records {
-		if rec.Resume != nil && len(rec.Resume.Books) > 0 {
-			last = rec.Resume.Books
-		}
 		if rec.Resume != nil && len(rec.Resume.Hosts) > 0 {
 			lastHosts = rec.Resume.Hosts
 		}
@@ -224,6 +222,17 @@ func (r *resumed) fit(books []journal.Book, hosts []string) error {
 	return nil
 }
 
+// lastBooks are the books of a run as the last part of it had them.
+func lastBooks(records []journal.Record) []journal.Book {
+	last := records[0].Run.Books
+	for _, rec := range records {
+		if rec.Resume != nil && len(rec.Resume.Books) > 0 {
+			last = rec.Resume.Books
+		}
+	}
+	return last
+}
+
 // inTerms renames tasks of the record, less those that are gone.
 func inTerms(today map[string]string, ids []string) (now []string) {
 	for _, id := range ids {
@@ -262,7 +271,11 @@ func (r *resumed) underWay() map[string][]string {
 func compare(old, now []journal.Book, open map[string][]string) (today map[string]string, differences []string) {
 	today = map[string]string{}
 	for i, b := range old {
-		if i >= len(now) {
+		if b.Owed {
+			// It has no place in the call.
+			i = slices.IndexFunc(now, func(n journal.Book) bool { return n.Owed && n.Key() == b.Key() })
+		}
+		if i < 0 || i >= len(now) || now[i].Owed != b.Owed {
 			differences = append(differences, fmt.Sprintf("%s is no longer among the runbooks", b.Path))
 			continue
 		}

@@ -80,7 +80,7 @@ func newRunsList() *cobra.Command {
   dead          its process went away without a word
   damaged       its record is not what was written
 
-owed counts the handlers that were notified and have not run since; the next run of the same book pays them too.`,
+owed counts the handlers that were notified and have not run since; the next run on that host pays them too.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
@@ -173,13 +173,16 @@ func (r *pastRun) status() string {
 func booksOf(run journal.Run) []string {
 	if len(run.Args) > 0 && run.Args[0] == "run" {
 		verb, _ := runVerb()
-		if err := verb.ParseFlags(run.Args[1:]); err == nil && len(verb.Flags().Args()) == len(run.Books) {
+		asked := slices.DeleteFunc(slices.Clone(run.Books), func(b journal.Book) bool { return b.Owed })
+		if err := verb.ParseFlags(run.Args[1:]); err == nil && len(verb.Flags().Args()) == len(asked) {
 			return verb.Flags().Args()
 		}
 	}
 	var paths []string
 	for _, b := range run.Books {
-		paths = append(paths, b.Path)
+		if !b.Owed {
+			paths = append(paths, b.Path)
+		}
 	}
 	return paths
 }

@@ -106,7 +106,11 @@ func showRun(w io.Writer, r pastRun, records []journal.Record, broken error, dif
 	line("version", run.Version)
 	line("hosts", strings.Join(run.Hosts, ", "))
 	for _, b := range run.Books {
-		line("runbook", fmt.Sprintf("%s: %s", b.Path, b.Title))
+		text := fmt.Sprintf("%s: %s", b.Path, b.Title)
+		if b.Owed {
+			text += " (only handlers that an earlier run owed)"
+		}
+		line("runbook", text)
 	}
 	line("record", r.Path)
 	fmt.Fprintln(w)
@@ -117,8 +121,9 @@ func showRun(w io.Writer, r pastRun, records []journal.Record, broken error, dif
 	}
 	told.end(r, records, broken)
 	showOwed(w, r, records)
+	_, lost := settingsOf(run, records)
 	if closing := records[len(records)-1].Close; r.Resumable && broken == nil && (closing == nil || closing.Text == "") {
-		fmt.Fprintf(w, "\nTo go on:\n  %s\n", goOn(r.stateDir, r.ID, lostSettings(run, records)))
+		fmt.Fprintf(w, "\nTo go on:\n  %s\n", goOn(r.stateDir, r.ID, lost))
 	}
 }
 
@@ -453,7 +458,7 @@ func showOwed(w io.Writer, r pastRun, records []journal.Record) {
 	if len(lines) == 0 || !news {
 		return
 	}
-	fmt.Fprintln(w, "\nHandlers that were notified and had not run when it ended, as of now; resume runs them, and so does the next run of their book:")
+	fmt.Fprintln(w, "\nHandlers that were notified and had not run when it ended, as of now; resume runs them, and so does the next run on that host:")
 	for _, line := range lines {
 		fmt.Fprintln(w, report.Clean(line))
 	}

@@ -113,6 +113,22 @@ type declared struct {
 	other map[string][]*spec.Param // by those that are shipped, or lie beside one of the call
 }
 
+// declaredBy are the parameters of runbooks of the call, and of others.
+func declaredBy(here, other []engine.Source) declared {
+	params := func(sources []engine.Source) map[string][]*spec.Param {
+		all := map[string][]*spec.Param{}
+		for _, src := range sources {
+			if book, err := loadBook(src); err == nil { // the engine tells mistakes in books
+				for _, p := range book.Params {
+					all[p.Name] = append(all[p.Name], p)
+				}
+			}
+		}
+		return all
+	}
+	return declared{here: params(here), other: params(other)}
+}
+
 // secret tells whether a parameter of that name must not be read by others.
 func (d declared) secret(name string) bool {
 	return slices.ContainsFunc(slices.Concat(d.here[name], d.other[name]), func(p *spec.Param) bool { return p.Secret })

@@ -86,6 +86,9 @@ type Book struct {
 	Title  string `json:"title"`
 	Digest string `json:"digest"`
 	Tasks  []Task `json:"tasks"`
+	// Owed says that the run was not asked to run it, but came to run handlers that earlier runs of it owed, with these arguments of -e.
+	Owed     bool     `json:"owed,omitempty"`
+	Settings []string `json:"settings,omitempty"`
 }
 
 // Key is what a book goes by from run to run.

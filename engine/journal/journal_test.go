@@ -548,6 +548,7 @@ func TestRefused(t *testing.T) {
 		"run":         {Kind: KindRun, Run: &Run{}},
 		"bad JSON":    {Kind: KindFacts, Facts: &Facts{Values: json.RawMessage(`{`)}},
 		"unnumbered":  {Kind: KindSettled, Settled: &Settled{Run: "20261126-101530-k3f9"}},
+		"a turn":      {Kind: KindEnd, End: &End{Turn: true, Settles: []Settled{{Run: "20261126-101530-k3f9"}}}},
 		"year 10,000": {Kind: KindNote, Note: &Note{}, Time: time.Date(12026, 1, 1, 0, 0, 0, 0, time.UTC)},
 		"too long":    {Kind: KindFacts, Facts: &Facts{Values: json.RawMessage(`"` + strings.Repeat("x", MaxLine) + `"`)}},
 	} {

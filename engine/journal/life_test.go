@@ -284,7 +284,9 @@ func TestDebts(t *testing.T) {
 	w, err = Create(dir, testRun)
 	must(t, err)
 	paid := w.ID()
-	must(t, w.Commit(Record{Kind: KindSettled, Settled: &Settled{Run: owes, Host: a, Handler: "h1", N: 2}}))
+	turn := end("h1", a, "ok")
+	turn.End.Turn, turn.End.Settles = true, []Settled{{Run: owes, Host: a, Handler: "h1", N: 2}}
+	must(t, w.Commit(turn))
 	want := []string{"h1@" + b + " 3", "h2@" + b + " 3"}
 	if d := cmp.Diff(want, debts(t, dir)); d != "" {
 		t.Error("while the one who pays lives:", d)

@@ -16,6 +16,7 @@ import (
 type Debt struct {
 	Run string
 	Owed
+	Why string `json:"-"` // why a run that was not asked to run its book cannot pay it
 }
 
 // Debts returns the handlers that runs which died, failed or were interrupted owe to hosts (all hosts, if hosts is nil), the oldest run first,
