@@ -34,6 +34,9 @@ func (p *playRun) apply(ctx context.Context, t *task, m module.Module, args map[
 	if err != nil {
 		out := p.failed(ctx, t, values, signOfLife(ctx, host, err))
 		out.result.Changes = changes(plan.Changes)
+		if under := (*module.UnderWayError)(nil); errors.As(err, &under) {
+			out.open = true
+		}
 		return out
 	}
 	out := outcome{values: values, result: report.Result{Status: report.Changed, Changes: changes(plan.Changes), Warnings: warnings(values)}}

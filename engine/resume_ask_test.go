@@ -1,6 +1,9 @@
 package engine_test
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +12,7 @@ import (
 
 	"runbook/engine"
 	"runbook/engine/journal"
+	"runbook/engine/module"
 	"runbook/engine/spec"
 )
 
@@ -547,5 +551,38 @@ func TestStopWaiting(t *testing.T) {
 			}
 			r.log(t, "")
 		})
+	}
+}
+
+// waits is a module whose work goes on by itself when it has given up.
+type waits struct{}
+
+func (*waits) Check(context.Context, *module.Host) (module.Plan, error) {
+	return module.Plan{Act: true, Unknown: "nobody can tell", Changes: []module.Change{{What: "wait"}}}, nil
+}
+
+func (*waits) Apply(context.Context, *module.Host, module.Plan) (module.Values, error) {
+	return nil, fmt.Errorf("given up: %w", &module.UnderWayError{Err: errors.New("it goes on there")})
+}
+
+// TestUnderWay guards that nothing follows from what goes on by itself on its host, and that a person is asked what has become of it.
+func TestUnderWay(t *testing.T) {
+	r := newResumable(t, resumeHead+`      - block:
+          - {name: waits, waits: {}}
+        rescue:
+          - {name: saves, copy: {dest: '{{ root }}/saved', content: "x\n"}}
+      - name: behind
+        copy: {dest: '{{ root }}/{{ inventory_hostname }}', content: "x\n"}
+`)
+	r.modules = map[string]module.Factory{"waits": func() module.Module { return &waits{} }}
+	for i, answer := range []string{"", "", "waits"} {
+		out, s := r.run(t, func(job *engine.Job) {
+			if answer != "" {
+				job.MarkDone = []string{answer}
+			}
+		})
+		if through := i == 2; s.Asked() != (i == 1) || r.read("saved") != "" || (r.read("a") != "") != through || s.Failed() == through {
+			t.Fatalf("part %d: asked %v, failed %v\n%s", i+1, s.Asked(), s.Failed(), out)
+		}
 	}
 }

@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"context"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"runbook/engine"
 	"runbook/engine/journal"
+	"runbook/engine/module"
 	"runbook/engine/secret"
 	"runbook/engine/spec"
 	"runbook/engine/transport"
@@ -21,6 +23,7 @@ import (
 type resumable struct {
 	dir, root, state, id string
 	locks                string
+	modules              map[string]module.Factory // beside those of the program
 }
 
 func newResumable(t *testing.T, book string) *resumable {
@@ -61,8 +64,10 @@ func (r *resumable) run(t *testing.T, change func(*engine.Job)) (string, engine.
 	if err != nil {
 		t.Fatal(err)
 	}
+	all := modules.All()
+	maps.Copy(all, r.modules)
 	rec := &recorder{}
-	job := engine.Job{Inventory: inv, Modules: modules.All(), Reporter: rec, Dial: r.dial, Masker: &secret.Masker{},
+	job := engine.Job{Inventory: inv, Modules: all, Reporter: rec, Dial: r.dial, Masker: &secret.Masker{},
 		Books: []engine.Source{{FS: os.DirFS(r.dir), Path: "book.yml"}},
 		Settings: []engine.Setting{{Name: "root", Value: spec.ParseScalar(r.root), Origin: "-e"},
 			{Name: "password", Value: &spec.Value{Kind: spec.String, Str: "hunter2-hunter2"}, Origin: "secrets.yml"}}}

@@ -1,14 +1,18 @@
 package modules
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"runbook/engine/module"
 )
 
 // What a host says of the disks of its server's folders.
@@ -100,7 +104,10 @@ func TestNoRoom(t *testing.T) {
 	}
 	for _, query := range []string{fills, "DROP TABLE room.t"} {
 		begin := time.Now()
-		s.refused("sql", map[string]any{"login_socket": s.socket, "query": query}, "the server waits for room on a disk")
+		_, _, err := s.apply("sql", map[string]any{"login_socket": s.socket, "query": query})
+		if under := (*module.UnderWayError)(nil); !errors.As(err, &under) || !strings.Contains(err.Error(), "the server waits for room on a disk") {
+			t.Errorf("%q: %v", query, err)
+		}
 		if took := time.Since(begin); took > 10*time.Second {
 			t.Errorf("%q is given up after %v", query, took)
 		}

@@ -320,6 +320,9 @@ func (m *sqlModule) Apply(ctx context.Context, host *module.Host, _ module.Plan)
 			if len(m.statements()) > 1 {
 				err = fmt.Errorf("statement %d: %w", i+1, err)
 			}
+			if noRoom := (*noRoomError)(nil); errors.As(err, &noRoom) {
+				err = &module.UnderWayError{Err: err}
+			}
 			return nil, err
 		}
 		if len(last.Columns) > 0 {

@@ -23,6 +23,14 @@ type Module interface {
 	Apply(ctx context.Context, host *Host, plan Plan) (Values, error)
 }
 
+// UnderWayError is how Apply says that what it began goes on by itself, and that nobody knows yet how it will come out. Nothing follows from it,
+// and a resumed run looks, or asks, what has become of it.
+type UnderWayError struct{ Err error }
+
+func (e *UnderWayError) Error() string { return e.Err.Error() }
+
+func (e *UnderWayError) Unwrap() error { return e.Err }
+
 // Factory makes a module with its defaults.
 type Factory func() Module
 
