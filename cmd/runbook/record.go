@@ -22,6 +22,7 @@ import (
 type record struct {
 	writer   *journal.Writer
 	books    []string // as they were named
+	hosts    []string
 	stateDir string   // as it was given
 	once     []string // arguments of -e that cannot be read again
 	mask     func(string) string
@@ -62,7 +63,7 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		if err != nil {
 			return nil, err
 		}
-		return &record{past.writer, booksOf(past.run), f.stateDir, readOnce("", f.settings), job.Masker.Mask}, nil
+		return &record{past.writer, booksOf(past.run), hosts, f.stateDir, readOnce("", f.settings), job.Masker.Mask}, nil
 	}
 	dir, err := os.Getwd()
 	if err != nil {
@@ -74,7 +75,7 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		return nil, err
 	}
 	job.Journal = writer
-	return &record{writer, cmd.Flags().Args(), f.stateDir, readOnce("", f.settings), job.Masker.Mask}, nil
+	return &record{writer, cmd.Flags().Args(), hosts, f.stateDir, readOnce("", f.settings), job.Masker.Mask}, nil
 }
 
 // unknownDebts says what to do about a record that does not tell what it owes.
@@ -111,7 +112,11 @@ func (r *record) end(stderr io.Writer, s engine.Summary, code int) {
 	}
 	text := ""
 	if status != journal.Done {
-		text = r.mask(r.closingPage(s, owed, status))
+		earlier, err := journal.Debts(r.stateDir, r.hosts) // this run is not through, so it is none of them
+		if err != nil {
+			fmt.Fprintf(stderr, "it cannot be told what earlier runs owe: %v\n", err)
+		}
+		text = r.mask(r.closingPage(s, owed, earlier, status))
 		fmt.Fprint(stderr, "\n"+text)
 	}
 	totals, _ := json.Marshal(s.Totals)
@@ -123,7 +128,7 @@ func (r *record) end(stderr io.Writer, s engine.Summary, code int) {
 func (r *record) close() { _ = r.writer.Close() }
 
 // closingPage is for whoever has to go on, perhaps at night: what failed and why, how things are, what is still to be done, and what to type.
-func (r *record) closingPage(s engine.Summary, owed []journal.Owed, status string) string {
+func (r *record) closingPage(s engine.Summary, owed []journal.Owed, earlier []journal.Debt, status string) string {
 	var b strings.Builder
 	how := map[string]string{journal.Failed: "it failed", journal.Interrupted: "it was ended"}[status]
 	if s.Asked() {
@@ -143,7 +148,7 @@ func (r *record) closingPage(s engine.Summary, owed []journal.Owed, status strin
 			fmt.Fprintf(&b, "  %s\n", strings.Join(report.CleanLines(line), "\n      "))
 		}
 	}
-	var failures, debts byText
+	var failures, debts, others byText
 	if s.Halted != "" {
 		failures.add("", "It ended itself: "+s.Halted)
 	}
@@ -158,16 +163,22 @@ func (r *record) closingPage(s engine.Summary, owed []journal.Owed, status strin
 		}
 		failures.add(f.Host, fmt.Sprintf("%s %q: %s", what, f.Task, firstLines(f.Msg, 3)))
 	}
-	for _, o := range owed {
-		name := o.Name
+	name := func(o journal.Owed) string {
 		if o.Unsure {
-			name += " (perhaps: the task that notifies it did not come to its end)"
+			return o.Name + " (perhaps: the task that notifies it did not come to its end)"
 		}
-		debts.add(o.Host, name)
+		return o.Name
+	}
+	for _, o := range owed {
+		debts.add(o.Host, name(o))
+	}
+	for _, d := range earlier {
+		others.add(d.Host, fmt.Sprintf("%s, by run %s of %s", name(d.Owed), d.Run, d.Book))
 	}
 	section("What failed", failures.lines())
 	section("How things are now", s.State)
 	section("Still to be done, by handlers that were notified (going on does it)", debts.lines())
+	section("Owed by earlier runs (going on, or the next run there, does it where it can)", others.lines())
 	title, lines := r.goOn(s.Questions)
 	fmt.Fprintf(&b, "\n%s:\n  %s\nTo look closer:\n  %s\n", title, strings.Join(lines, "\n  "), r.command("runs", "show"))
 	return b.String()

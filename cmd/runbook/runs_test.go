@@ -173,7 +173,7 @@ To look closer:
 		{[]engine.Question{{Host: "a", Task: "x", Accept: true}}, []string{"if what differs is meant:\n  runbook resume ID --accept-changes\n"}},
 	} {
 		s.Questions = c.asked
-		page := strings.ReplaceAll(r.closingPage(s, nil, journal.Interrupted), w.ID(), "ID")
+		page := strings.ReplaceAll(r.closingPage(s, nil, nil, journal.Interrupted), w.ID(), "ID")
 		for _, want := range append(c.want, "it needs an answer from you") {
 			if !strings.Contains(page, want) {
 				t.Errorf("the page has no %q:\n%s", want, page)
