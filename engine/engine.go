@@ -112,14 +112,16 @@ type Summary struct {
 // Failure is why a host took no further part.
 type Failure struct {
 	Host, Task, Msg string
+	Item            string // label of the loop's item
 	Unreachable     bool
-	HeldBack        string // the play in which it had no turn, as the batch before it was lost; Task is ""
+	HeldBack        string // the play in which it had no turn, as others were lost; Task is ""
 }
 
 // Question is what a run that was resumed has to ask before it goes on with a task on a host.
 type Question struct {
 	Host, Task string
-	Accept     bool // whether its arguments are meant: AcceptChanges; otherwise whether it was done: Rerun or MarkDone
+	Accept     bool // whether what differs is meant: AcceptChanges; Task is "" if that is the host. Otherwise whether it was done: Rerun or MarkDone
+	Again      bool // whether to do it again for what it returns, which is not known: Rerun
 }
 
 // Asked reports whether the run needs a person.

@@ -27,11 +27,12 @@ type outcome struct {
 	open     bool     // it is not settled whether it was done, so it has no end on record, and nothing follows from it
 	owes     []string // handlers that it notified in an earlier part of the run, where it is passed over now
 	owedAt   int
-	more     bool // items of its loop follow
-	found    bool // it was under way in an earlier part of the run, and is done
-	unseen   bool // a person took it for done, so what it returned is not known
-	ended    bool // the run was ended while it waited: it is on record, and nothing follows from it
-	notRun   bool // check mode: declared to change nothing, so there is nothing to judge
+	item     string // label of the loop's item
+	more     bool   // items of its loop follow
+	found    bool   // it was under way in an earlier part of the run, and is done
+	unseen   bool   // a person took it for done, so what it returned is not known
+	ended    bool   // the run was ended while it waited: it is on record, and nothing follows from it
+	notRun   bool   // check mode: declared to change nothing, so there is nothing to judge
 }
 
 func (o *outcome) changed() bool {

@@ -47,6 +47,14 @@ func (p *program) describe(job *Job) []journal.Book {
 	for i, b := range p.books {
 		book := journal.Book{Path: job.Books[i].Path, File: job.Books[i].File, Title: b.spec.Title, Owed: b.owed}
 		for _, play := range b.plays {
+			p := journal.Play{Name: play.title, Hosts: []string{}}
+			for _, h := range play.hosts {
+				p.Hosts = append(p.Hosts, h.Name)
+			}
+			if len(play.spec.Serial) > 0 {
+				p.Serial = fmt.Sprint(play.spec.Serial)
+			}
+			book.Plays = append(book.Plays, p)
 			for _, t := range allTasks(play) {
 				book.Tasks = append(book.Tasks, journal.Task{ID: recordID(i, t), Play: play.title, Name: t.label(), Digest: taskDigest(t.spec)})
 			}
@@ -123,10 +131,12 @@ type memo struct {
 	moved []*journal.End                 // of items in whose places others were done since
 	facts map[string]*journal.Facts
 	boots map[string]string // boot id by host, as it was last
+	// what tells a host from others of its name, as it was last
+	machines map[string]string
 }
 
 func newMemo(past []journal.Record) *memo {
-	m := &memo{ends: map[journal.Key]*journal.End{}, taken: map[*journal.End]bool{}, half: map[journal.Key]*journal.Begin{}, at: map[*journal.End]int{}, from: map[*journal.Begin]int{}, begun: map[journal.Key]*journal.Begin{}, facts: map[string]*journal.Facts{}, boots: map[string]string{}}
+	m := &memo{ends: map[journal.Key]*journal.End{}, taken: map[*journal.End]bool{}, half: map[journal.Key]*journal.Begin{}, at: map[*journal.End]int{}, from: map[*journal.Begin]int{}, begun: map[journal.Key]*journal.Begin{}, facts: map[string]*journal.Facts{}, boots: map[string]string{}, machines: map[string]string{}}
 	rests := based(past)
 	for _, r := range past {
 		switch {
@@ -160,6 +170,9 @@ func newMemo(past []journal.Record) *memo {
 			}
 			if r.Facts.BootID != "" {
 				m.boots[r.Facts.Host] = r.Facts.BootID
+			}
+			if r.Facts.Machine != "" {
+				m.machines[r.Facts.Host] = r.Facts.Machine
 			}
 		}
 	}
@@ -422,8 +435,8 @@ func (m *memo) itemBegun(d *doing) *journal.Begin {
 	return nil
 }
 
-// leftover asks about items of a loop that were under way and that it does not have any more.
-func (p *playRun) leftover(t *task, h *hostRun) *outcome {
+// leftover asks about items of a loop that were under way in its nth turn, or before, and that it does not have any more.
+func (p *playRun) leftover(t *task, h *hostRun, nth int) *outcome {
 	if p.job.Check || p.job.Journal == nil || h.failure() != nil {
 		return nil
 	}
@@ -435,7 +448,7 @@ func (p *playRun) leftover(t *task, h *hostRun) *outcome {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for key, begin := range m.begun {
-		if key.Task != id || key.Host != h.host.Name || why.fresh || m.from[begin] <= why.at {
+		if key.Task != id || key.Host != h.host.Name || key.Nth > nth || why.fresh || m.from[begin] <= why.at {
 			continue
 		}
 		delete(m.begun, key)
@@ -559,12 +572,36 @@ func (p *playRun) past(ctx context.Context, d *doing, t *task, name string, targ
 	if out.result.Status == report.Failed || out.result.Status == report.Unreachable {
 		return out, false, nil
 	}
-	return out, d.restore.Effect && p.rebooted(ctx, target, user), nil
+	// What was only looked at may have lived in memory too, unless it is no state of the host: what a command or a query says is kept.
+	state := d.restore.Effect || !neverChanges(t) && !t.readsOnly()
+	return out, state && p.rebooted(ctx, target, user), nil
+}
+
+// missing is the outcome of a task that needs what nobody knows. What a person took for done may be done anew for it.
+func (r *run) missing(because string) outcome {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, d := range r.unseen {
+		if q := (Question{Host: d.host, Task: d.name, Again: true}); strings.Contains(because, notKnown(d.task)) && !slices.Contains(r.asked, q) {
+			r.asked = append(r.asked, q)
+		}
+	}
+	return fail("cannot go on without what nobody knows: %s", because)
+}
+
+// takenForDone is a task on a host of which a person said that it was done.
+type takenForDone struct {
+	task       *task
+	host, name string
+}
+
+func notKnown(t *task) string {
+	return fmt.Sprintf("what %q returned is not known, for it was taken for done", t.label())
 }
 
 // unseen is what a task returned that a person took for done.
 func unseen(t *task) map[string]any {
-	values := unknownFields(t.factory(), fmt.Sprintf("what %q returned is not known, for it was taken for done", t.label()))
+	values := unknownFields(t.factory(), notKnown(t))
 	if _, has := values["rc"]; has {
 		values["rc"] = 0 // done is to say that it went well
 	}
@@ -617,6 +654,9 @@ func (p *playRun) begin(ctx context.Context, d *doing, t *task, m module.Module,
 		return nil
 	}
 	if stop := p.hold(ctx, target, host.User); stop != nil {
+		return stop
+	}
+	if stop := p.paidMeanwhile(t, p.run.hosts[d.Host]); stop != nil {
 		return stop
 	}
 	if module.IsLong(m) {
@@ -788,7 +828,7 @@ func (p *playRun) rebooted(ctx context.Context, h *hostRun, user string) bool {
 	if before == "" {
 		return false
 	}
-	now, err := p.bootID(ctx, h, user)
+	now, _, err := p.identity(ctx, h, user)
 	if err != nil || now == before {
 		return false // who cannot be asked will not be changed either
 	}
@@ -800,18 +840,47 @@ func (p *playRun) rebooted(ctx context.Context, h *hostRun, user string) bool {
 	return true
 }
 
-// bootID asks a host which of its starts this is, once.
-func (p *playRun) bootID(ctx context.Context, h *hostRun, user string) (string, error) {
-	h.boot.Do(func() {
+// identity asks a host, once, which of its starts this is, and for what tells it from other hosts, "" where nothing does.
+func (p *playRun) identity(ctx context.Context, h *hostRun, user string) (boot, machine string, err error) {
+	h.who.Do(func() {
 		conn, err := p.connect(h)
 		if err != nil {
-			h.bootErr = err
+			h.whoErr = err
 			return
 		}
-		out, err := conn.Run(ctx, transport.Cmd{Script: "cat /proc/sys/kernel/random/boot_id 2>/dev/null || sysctl -n kern.boottime", User: user})
-		h.bootID, h.bootErr = strings.TrimSpace(string(out.Stdout)), err
+		out, err := conn.Run(ctx, transport.Cmd{User: user, Script: "cat /proc/sys/kernel/random/boot_id 2>/dev/null || sysctl -n kern.boottime || exit\n" +
+			"cat /etc/machine-id /etc/hostid 2>/dev/null || :"})
+		boot, id, _ := strings.Cut(strings.TrimSpace(string(out.Stdout)), "\n")
+		h.bootID, h.whoErr = strings.TrimSpace(boot), err
+		if id != "" {
+			h.machine = digestOf("runbook machine " + id) // the id itself is not for others to see
+		}
 	})
-	return h.bootID, h.bootErr
+	return h.bootID, h.machine, h.whoErr
+}
+
+// sameMachine asks whether what is on record of a host is meant for the machine that has its name now.
+func (p *playRun) sameMachine(ctx context.Context, h *hostRun, user string) *outcome {
+	before := p.memo.machines[h.host.Name]
+	if before == "" {
+		return nil
+	}
+	_, now, err := p.identity(ctx, h, user)
+	if err != nil || now == "" || now == before {
+		return nil // who cannot be asked will not be changed either
+	}
+	if !p.job.AcceptChanges {
+		out := fail("%s is another machine than in the run that is resumed, or was installed anew: what is on record was not done there. Resume with --accept-changes to go on as if it were the same", h.host.Name)
+		p.ask(Question{Host: h.host.Name, Accept: true})
+		out.open = true
+		return &out
+	}
+	h.tellMachine.Do(func() {
+		e := p.event(report.Warning)
+		e.Host, e.Text = h.host.Name, "it is another machine than in the run that is resumed"
+		p.emit(e)
+	})
+	return nil
 }
 
 // hold locks a host for this run before its first change as a user there, for each has a lock of his own, and puts on record which
@@ -856,11 +925,11 @@ func (p *playRun) lock(ctx context.Context, h *hostRun, user string) (release fu
 			return release, err
 		}
 	}
-	id, err := p.bootID(ctx, h, user)
+	boot, machine, err := p.identity(ctx, h, user)
 	if err != nil {
 		return release, err
 	}
-	return release, p.note(journal.Record{Kind: journal.KindFacts, Facts: &journal.Facts{Host: h.host.Name, BootID: id}})
+	return release, p.note(journal.Record{Kind: journal.KindFacts, Facts: &journal.Facts{Host: h.host.Name, BootID: boot, Machine: machine}})
 }
 
 // note puts on record what need not be on disk at once. If it cannot be, no further task begins.
@@ -900,7 +969,20 @@ func (p *playRun) owes(h *hostRun) bool {
 
 // takeDebts notifies the handlers of the play that earlier runs owe its hosts.
 func (p *playRun) takeDebts(hosts []*hostRun) {
+	p.each(hosts, func(h *hostRun) {
+		if slices.ContainsFunc(p.debts, func(d journal.Debt) bool { return d.Host == h.host.Name && d.Machine != "" }) {
+			_, _, _ = p.identity(p.ctx, h, "") // all at once; the first task meets the error
+		}
+	})
 	for _, h := range hosts {
+		for i, d := range p.debts {
+			if d.Host != h.host.Name || d.Machine == "" {
+				continue
+			}
+			if _, machine, err := p.identity(p.ctx, h, ""); err == nil && machine != "" && machine != d.Machine {
+				p.debts[i].Why = "that was another machine of this name"
+			}
+		}
 		p.debts = slices.DeleteFunc(p.debts, func(d journal.Debt) bool {
 			if d.Host != h.host.Name || d.Book != p.bookKey() || d.Play != p.play.title || d.Why != "" {
 				return false
@@ -1028,6 +1110,27 @@ func (p *playRun) hadTurn(t *task, h *hostRun) {
 	if err := p.job.Journal.Commit(journal.Record{Kind: journal.KindEnd, End: end}); err != nil {
 		p.unwritable(err)
 	}
+}
+
+// paidMeanwhile is the outcome of a handler that runs for earlier runs alone, if another run has run it while this one came to have the host's lock.
+func (p *playRun) paidMeanwhile(t *task, h *hostRun) *outcome {
+	h.mu.Lock()
+	debts, why := h.debts[t], h.turn[t]
+	h.mu.Unlock()
+	if len(debts) == 0 || why.fresh || why.at > 0 {
+		return nil
+	}
+	left, err := p.job.Journal.Unpaid(debts)
+	switch {
+	case err != nil:
+		out := fail("nothing was changed: it cannot be told whether another run has done it meanwhile: %v", err)
+		return &out
+	case len(left) > 0:
+		return nil
+	}
+	out := outcome{result: report.Result{Status: report.OK, Msg: "another run has done it meanwhile"}}
+	out.values = common(out.result, nil)
+	return &out
 }
 
 // pays is what the turn of a handler pays of earlier runs.

@@ -34,17 +34,19 @@ type run struct {
 	mu      sync.Mutex // guards the reporter and the fields below
 	stopped bool
 	asked   []Question
+	unseen  []takenForDone
 	halted  string // why no further task may begin, "" if they may
 }
 
 // failure is why a host can not go on.
 type failure struct {
 	task        string
+	item        string // label of the loop's item
 	msg         string
 	unreachable bool
 	counted     bool   // as a failure of its host
 	final       bool   // no rescue and no always follows: it was lost, or the run ends here
-	heldBack    string // the play whose earlier batch was lost: nothing was done here
+	heldBack    string // the play that could not go on: nothing was done here
 }
 
 func (f *failure) String() string {
@@ -77,12 +79,14 @@ type hostRun struct {
 		sync.Mutex
 		known *module.Facts
 	}
-	boot       sync.Once // guards bootID and bootErr
-	bootID     string
-	bootErr    error
-	holding    sync.Mutex      // guards holds
-	holds      map[string]held // by the user as whom the host was locked
-	tellReboot sync.Once
+	who         sync.Once // guards the next three
+	bootID      string
+	machine     string
+	whoErr      error
+	holding     sync.Mutex      // guards holds
+	holds       map[string]held // by the user as whom the host was locked
+	tellReboot  sync.Once
+	tellMachine sync.Once
 
 	mu       sync.Mutex
 	failed   *failure                 // set: it takes no further part, unless a rescue clears it
@@ -163,7 +167,7 @@ func (r *run) run(ctx context.Context) Summary {
 		if hr := r.hosts[h.Name]; hr.used {
 			summary.Totals = append(summary.Totals, hr.total)
 			if f := hr.failure(); f != nil {
-				summary.Failures = append(summary.Failures, Failure{Host: h.Name, Task: f.task, Msg: f.msg, Unreachable: f.unreachable, HeldBack: f.heldBack})
+				summary.Failures = append(summary.Failures, Failure{Host: h.Name, Task: f.task, Item: f.item, Msg: f.msg, Unreachable: f.unreachable, HeldBack: f.heldBack})
 			}
 		}
 	}
@@ -353,12 +357,20 @@ func (p *playRun) execute(ctx context.Context) {
 			return
 		}
 		if lost, f := p.lostNeed(ctx, hosts); lost != "" && !p.book.owed {
-			p.stop("play %q stops: it needs %s, which %s", p.play.title, lost, f)
+			why := fmt.Sprintf("it needs %s, which %s", lost, f)
+			p.stop("play %q stops: %s%s", p.play.title, why, p.holdBack(slices.Concat(batches[i:]...), why))
 			return
 		}
 		p.batch(ctx, hosts)
 		if len(alive(hosts)) == 0 && !p.stopping(ctx) {
-			p.holdBack(hosts, slices.Concat(batches[i+1:]...))
+			var names []string
+			for _, h := range hosts {
+				names = append(names, h.host.Name)
+			}
+			lost := strings.Join(names, ", ")
+			if spared := p.holdBack(slices.Concat(batches[i+1:]...), "the batch before it was lost: "+lost); spared != "" {
+				p.stop("play %q stops: no host of the batch %s is left%s", p.play.title, lost, spared)
+			}
 			return
 		}
 	}
@@ -409,21 +421,19 @@ func (p *playRun) batch(ctx context.Context, hosts []*hostRun) {
 	p.tellOwed(hosts)
 }
 
-// holdBack spares the hosts whose turn in the play is still to come what a whole batch has not survived.
-func (p *playRun) holdBack(batch []*hostRun, later []*inventory.Host) {
+// holdBack spares the hosts whose turn in the play is still to come what others have not survived: nothing that follows the play is for
+// them either, as it would come before the play when the run is resumed. It returns what to say of them.
+func (p *playRun) holdBack(later []*inventory.Host, why string) string {
 	hosts, _ := p.left(later)
 	if len(hosts) == 0 {
-		return
+		return ""
 	}
-	var names, spared []string
-	for _, h := range batch {
-		names = append(names, h.host.Name)
-	}
+	var spared []string
 	for _, h := range hosts {
 		spared = append(spared, h.host.Name)
-		h.setFailure(&failure{heldBack: p.play.title, final: true, msg: "the batch before it was lost: " + strings.Join(names, ", ")})
+		h.setFailure(&failure{heldBack: p.play.title, final: true, msg: why})
 	}
-	p.stop("play %q stops: no host of the batch %s is left; held back: %s", p.play.title, strings.Join(names, ", "), strings.Join(spared, ", "))
+	return "; held back: " + strings.Join(spared, ", ")
 }
 
 // lostNeed looks for a host that the play reaches for, by hosts[…] or delegate_to, and that has dropped out.

@@ -37,7 +37,7 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 	items, looped, stop := p.items(t, env)
 	if stop != nil {
 		if stop.result.Status == report.Unknown && !p.job.Check {
-			*stop = fail("cannot go on without what nobody knows: %s", stop.result.Because)
+			*stop = p.missing(stop.result.Because)
 		}
 		*stop = p.provisional(*stop, h, reached)
 		name := p.taskName(t, env)
@@ -49,7 +49,7 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		e.Result = &stop.result
 		p.emit(e)
 		if stop.result.Status == report.Skipped {
-			if out := p.leftover(t, h); out != nil {
+			if out := p.leftover(t, h, p.next(t, h, 0).Nth); out != nil {
 				e.Result = &out.result
 				p.emit(e)
 				return p.finish(ctx, t, h, env, []outcome{*out}, looped, begin)
@@ -63,6 +63,7 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 	}
 	var all []outcome
 	through := true // all items were come to
+	nth := 1
 	for i, item := range items {
 		if i > 0 && p.stopping(ctx) {
 			through = false
@@ -90,10 +91,18 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 			out.values["changed"] = vars.Unknown{Because: out.result.Because}
 		}
 		if out.result.Status == report.Unknown && !p.job.Check {
-			out = fail("cannot go on without what nobody knows: %s", out.result.Because) // a person took for done what was to tell it
+			out = p.missing(out.result.Because) // a person took for done what was to tell it
 		}
 		p.notifyAfter(t, h, itemEnv, &out, name)
-		out.more = i < len(items)-1
+		if out.doing != nil {
+			nth = max(nth, out.doing.Nth)
+		}
+		if out.unseen || out.restored && out.doing.restore.Unseen {
+			p.mu.Lock()
+			p.unseen = append(p.unseen, takenForDone{t, h.host.Name, p.job.Masker.Mask(name)})
+			p.mu.Unlock()
+		}
+		out.item, out.more = label, i < len(items)-1
 		if out.result.Status == report.Unreachable && !out.final() {
 			out.result.Rescued = t.rescued // it is another host that was lost
 		}
@@ -130,7 +139,7 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		}
 	}
 	if looped && through {
-		if out := p.leftover(t, h); out != nil {
+		if out := p.leftover(t, h, nth); out != nil {
 			e := p.taskEvent(report.TaskEnd, t, h, p.taskName(t, env), "")
 			e.Result = &out.result
 			p.emit(e)
@@ -231,7 +240,7 @@ func (p *playRun) finish(ctx context.Context, t *task, h *hostRun, env *vars.Sta
 	p.register(t, h, values)
 	name := p.taskName(t, env)
 	if res.Status == report.Unreachable || res.Status == report.Failed && !res.Ignored {
-		f := &failure{task: name, msg: p.job.Masker.Mask(res.Msg), unreachable: worst.lost, final: worst.final(), counted: res.Status == report.Failed && !res.Rescued}
+		f := &failure{task: name, item: p.job.Masker.Mask(worst.item), msg: p.job.Masker.Mask(res.Msg), unreachable: worst.lost, final: worst.final(), counted: res.Status == report.Failed && !res.Rescued}
 		h.setFailure(f)
 		if f.unreachable {
 			e := p.taskEvent(report.HostLost, t, h, name, "")
@@ -361,6 +370,9 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 		return *stop
 	}
 	reached.add(target)
+	if stop := p.sameMachine(ctx, target, ""); stop != nil {
+		return *stop
+	}
 	if target != h {
 		defer func() { out.on = target.host.Name }()
 	}

@@ -120,6 +120,11 @@ func (r *record) end(stderr io.Writer, s engine.Summary, code int) {
 		fmt.Fprint(stderr, "\n"+text)
 	}
 	totals, _ := json.Marshal(s.Totals)
+	if status == journal.Done && len(owed) > 0 {
+		for _, o := range owed {
+			fmt.Fprintf(stderr, "still to be done: the handler %q on %s, which the run did not come to; the next run there does it\n", r.mask(o.Name), o.Host)
+		}
+	}
 	if err := r.writer.Commit(journal.Record{Kind: journal.KindClose, Close: &journal.Close{Status: status, Totals: totals, Owed: owed, Text: text}}); err != nil {
 		fmt.Fprintf(stderr, "the end of the run cannot be put on record: %v\n", err)
 	}
@@ -161,7 +166,11 @@ func (r *record) closingPage(s engine.Summary, owed []journal.Owed, earlier []jo
 		if f.Unreachable {
 			what = "was lost at"
 		}
-		failures.add(f.Host, fmt.Sprintf("%s %q: %s", what, f.Task, firstLines(f.Msg, 3)))
+		item := ""
+		if f.Item != "" {
+			item = " [" + f.Item + "]"
+		}
+		failures.add(f.Host, fmt.Sprintf("%s %q%s: %s", what, f.Task, item, firstLines(f.Msg, 3)))
 	}
 	name := func(o journal.Owed) string {
 		if o.Unsure {
@@ -186,17 +195,20 @@ func (r *record) closingPage(s engine.Summary, owed []journal.Owed, earlier []jo
 
 // goOn is what to type to go on, with answers where some are needed.
 func (r *record) goOn(questions []engine.Question) (title string, lines []string) {
-	var accept []string
-	var tasks []string
+	var accept, again, tasks []string
 	for _, q := range questions {
-		if q.Accept {
+		where := journal.Answer(q.Host, q.Task)
+		switch {
+		case q.Accept:
 			accept = []string{"--accept-changes"}
-		} else if where := journal.Answer(q.Host, q.Task); !slices.Contains(tasks, where) {
+		case q.Again:
+			again = append(again, "--rerun", where)
+		case !slices.Contains(tasks, where):
 			tasks = append(tasks, where)
 		}
 	}
 	line := func(answer string) string {
-		words := slices.Clone(accept)
+		words := slices.Concat(accept, again)
 		for _, task := range tasks {
 			words = append(words, answer, task)
 		}
@@ -207,6 +219,8 @@ func (r *record) goOn(questions []engine.Question) (title string, lines []string
 		return "To go on, with --mark-done in place of --rerun for what you find done", []string{line("--rerun")}
 	case len(tasks) == 1:
 		return "To go on, by doing it once more or, if you find it done, by taking it for done", []string{line("--rerun"), line("--mark-done")}
+	case again != nil:
+		return "To go on, by doing again what was taken for done, for what it returns", []string{line("")}
 	case accept != nil:
 		return "To go on, if what differs is meant", []string{line("")}
 	}

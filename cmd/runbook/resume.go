@@ -178,7 +178,7 @@ func (r *resumed) fit(books []journal.Book, hosts []string) error {
 		}
 	}
 	_, edits := compare(last, books, r.underWay())
-	moves := movedHosts(lastHosts, hosts)
+	moves := append(movedHosts(lastHosts, hosts), movedPlays(last, books)...)
 	if differences := append(edits, moves...); len(differences) > 0 && !r.acceptChanges {
 		what := "the runbooks were edited since"
 		switch {
@@ -189,11 +189,8 @@ func (r *resumed) fit(books []journal.Book, hosts []string) error {
 		}
 		return fmt.Errorf("cannot resume %s as it is: %s\n    %s\n    hint: --accept-changes goes on with all as it is now; no host was touched", r.run.ID, what, strings.Join(differences, "\n    "))
 	}
-	if len(edits) > 0 {
-		r.edited = books
-	}
-	if len(moves) > 0 {
-		r.others = hosts
+	if len(edits)+len(moves) > 0 {
+		r.edited, r.others = books, hosts
 	}
 	today, _ := compare(r.run.Books, books, nil)
 	var kept []journal.Record
@@ -298,6 +295,25 @@ func compare(old, now []journal.Book, open map[string][]string) (today map[strin
 		}
 	}
 	return today, differences
+}
+
+// movedPlays says which plays are for other hosts now, or for others at a time. Those that are gone or new are told by their tasks.
+func movedPlays(old, now []journal.Book) (differences []string) {
+	for i, b := range old {
+		for n, p := range b.Plays {
+			if b.Owed || i >= len(now) || n >= len(now[i].Plays) || now[i].Plays[n].Name != p.Name {
+				continue
+			}
+			is := now[i].Plays[n]
+			for _, moved := range movedHosts(p.Hosts, is.Hosts) {
+				differences = append(differences, fmt.Sprintf("%s: play %q: %s", b.Path, p.Name, moved))
+			}
+			if is.Serial != p.Serial {
+				differences = append(differences, fmt.Sprintf("%s: play %q: serial is not what it was", b.Path, p.Name))
+			}
+		}
+	}
+	return differences
 }
 
 // alike is a task on record and today's, one of them nil if the other is alone.

@@ -85,6 +85,7 @@ type Book struct {
 	File   string `json:"file,omitempty"` // where it lies on the controller; "" for a shipped one
 	Title  string `json:"title"`
 	Digest string `json:"digest"`
+	Plays  []Play `json:"plays,omitempty"`
 	Tasks  []Task `json:"tasks"`
 	// Owed says that the run was not asked to run it, but came to run handlers that earlier runs of it owed, with these arguments of -e.
 	Owed     bool     `json:"owed,omitempty"`
@@ -93,6 +94,13 @@ type Book struct {
 
 // Key is what a book goes by from run to run.
 func (b Book) Key() string { return cmp.Or(b.File, b.Path) }
+
+// Play is a play of a book, and for which hosts it was.
+type Play struct {
+	Name   string   `json:"name"`
+	Hosts  []string `json:"hosts"`
+	Serial string   `json:"serial,omitempty"` // how many at once
+}
 
 // Task is a task or handler of a book.
 type Task struct {
@@ -104,9 +112,10 @@ type Task struct {
 
 // Facts are what a host said of itself, and the boot in which it said so.
 type Facts struct {
-	Host   string          `json:"host"`
-	BootID string          `json:"boot_id,omitempty"`
-	Values json.RawMessage `json:"values,omitempty"`
+	Host    string          `json:"host"`
+	BootID  string          `json:"boot_id,omitempty"`
+	Machine string          `json:"machine,omitempty"` // digest of what tells it from other hosts of its name
+	Values  json.RawMessage `json:"values,omitempty"`
 }
 
 // Key says which doing of which task: Nth counts the doings of the same item in a run (handlers), from 1.
@@ -212,8 +221,9 @@ type Owed struct {
 	Play    string `json:"play,omitempty"`
 	Handler string `json:"handler"` // task id
 	Name    string `json:"name"`
-	N       int    `json:"at"`               // the number of the record that says so
-	Unsure  bool   `json:"unsure,omitempty"` // the task that notifies it was under way when the run died: it may have changed its host
+	N       int    `json:"at"`                // the number of the record that says so
+	Unsure  bool   `json:"unsure,omitempty"`  // the task that notifies it was under way when the run died: it may have changed its host
+	Machine string `json:"machine,omitempty"` // as in Facts
 }
 
 // follows says what is wrong with r as the n-th record, behind one of the kind last.

@@ -140,15 +140,27 @@ func (w *Writer) Owed() ([]Owed, error) {
 	if len(debts) == 0 {
 		return nil, errors.Join(err, more)
 	}
-	all, unlisted := w.state.list()
-	paid, unread := w.state.paid(all)
+	left, unread := w.Unpaid(debts)
 	var owed []Owed
+	for _, d := range left {
+		owed = append(owed, d.Owed)
+	}
+	return owed, errors.Join(err, more, unread)
+}
+
+// Unpaid are those of some debts that no run has settled yet, as of now.
+func (w *Writer) Unpaid(debts []Debt) (left []Debt, err error) {
+	all, err := w.state.list()
+	if err != nil {
+		return nil, err
+	}
+	paid, err := w.state.paid(all)
 	for _, d := range debts {
 		if d.N > paid[debtor{d.Run, d.Host, d.Handler}] {
-			owed = append(owed, d.Owed)
+			left = append(left, d)
 		}
 	}
-	return owed, errors.Join(err, more, unlisted, unread)
+	return left, err
 }
 
 // Owes returns the handlers that a task notified, but for those that another run has run since.
@@ -175,6 +187,7 @@ func owing(path string) ([]Debt, error) {
 	owed, turns := map[handler]int{}, map[handler]int{}
 	open := map[Key]Record{}
 	names := map[string]name{}
+	machines := map[string]string{}
 	in, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read what a run owes: %w", err)
@@ -230,6 +243,8 @@ func owing(path string) ([]Debt, error) {
 				begun[begin.Key] = r
 			}
 			owed, names, open = still, today, begun
+		case KindFacts:
+			machines[r.Facts.Host] = cmp.Or(r.Facts.Machine, machines[r.Facts.Host])
 		case KindBegin:
 			open[r.Begin.Key] = r
 		case KindEnd:
@@ -248,7 +263,7 @@ func owing(path string) ([]Debt, error) {
 	})
 	debt := func(host, id string, n int, unsure bool) Debt {
 		t := names[id]
-		return Debt{Run: run.ID, Owed: Owed{Host: host, Book: t.book, Play: t.play, Handler: id, Name: t.name, N: n, Unsure: unsure}}
+		return Debt{Run: run.ID, Owed: Owed{Host: host, Machine: machines[host], Book: t.book, Play: t.play, Handler: id, Name: t.name, N: n, Unsure: unsure}}
 	}
 	var out []Debt
 	for h, n := range owed {
