@@ -73,7 +73,7 @@ type Job struct {
 	// Past is what is on record of the run that this one resumes.
 	Past []journal.Record
 	// Rerun and MarkDone name tasks that were under way when the run ended and about which Check cannot tell: to be done again, or done. They are
-	// names, for all hosts, or what journal.Answer makes of a host and a name.
+	// names, for all hosts, or what journal.Answer makes of a host, a name and an item.
 	Rerun, MarkDone []string
 	// AcceptChanges does tasks anew whose arguments are others than on record.
 	AcceptChanges bool
@@ -120,8 +120,9 @@ type Failure struct {
 // Question is what a run that was resumed has to ask before it goes on with a task on a host.
 type Question struct {
 	Host, Task string
-	Accept     bool // whether what differs is meant: AcceptChanges; Task is "" if that is the host. Otherwise whether it was done: Rerun or MarkDone
-	Again      bool // whether to do it again for what it returns, which is not known: Rerun
+	Item       string // label of the loop's item
+	Accept     bool   // whether what differs is meant: AcceptChanges; Task is "" if that is the host. Otherwise whether it was done: Rerun or MarkDone
+	Again      bool   // whether to do it again for what it returns, which is not known: Rerun
 }
 
 // Asked reports whether the run needs a person.

@@ -53,10 +53,7 @@ func (o *outcome) final() bool { return o.open || o.ended || o.lost }
 
 // paid are the handlers of what was done in an earlier part of the run that another run has run since.
 func (o *outcome) paid() []string {
-	switch {
-	case o.restored:
-		return o.doing.restore.Paid
-	case o.found:
+	if o.found {
 		return o.doing.halfway.Paid
 	}
 	return nil

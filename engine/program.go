@@ -84,6 +84,11 @@ func (p *play) batches() (all [][]*inventory.Host) {
 	return all
 }
 
+// isFor reports whether the play is for a host.
+func (p *play) isFor(host string) bool {
+	return slices.ContainsFunc(p.hosts, func(h *inventory.Host) bool { return h.Name == host })
+}
+
 // named returns the handlers that a notification of name is for.
 func (p *play) named(name string) []*task {
 	var found []*task

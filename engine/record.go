@@ -4,12 +4,17 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"runbook/engine/journal"
 	"runbook/engine/module"
@@ -133,10 +138,25 @@ type memo struct {
 	boots map[string]string // boot id by host, as it was last
 	// what tells a host from others of its name, as it was last
 	machines map[string]string
+	// tasks, by host and name, of which something was under way: an answer is about that
+	doubtful map[string]bool
+	turned   map[turn]int // where it says that a handler has had its turn, last
+}
+
+// turn is a handler on a host.
+type turn struct{ task, host string }
+
+// behind is the record after which a doing of a handler is part of the turn that it has now: what notified it, or, if that was another run, its last
+// turn. Who calls it holds mu.
+func (m *memo) behind(task, host string, why notice) int {
+	if why.debt {
+		return max(why.at, m.turned[turn{task, host}])
+	}
+	return why.at
 }
 
 func newMemo(past []journal.Record) *memo {
-	m := &memo{ends: map[journal.Key]*journal.End{}, taken: map[*journal.End]bool{}, half: map[journal.Key]*journal.Begin{}, at: map[*journal.End]int{}, from: map[*journal.Begin]int{}, begun: map[journal.Key]*journal.Begin{}, facts: map[string]*journal.Facts{}, boots: map[string]string{}, machines: map[string]string{}}
+	m := &memo{ends: map[journal.Key]*journal.End{}, taken: map[*journal.End]bool{}, half: map[journal.Key]*journal.Begin{}, at: map[*journal.End]int{}, from: map[*journal.Begin]int{}, begun: map[journal.Key]*journal.Begin{}, facts: map[string]*journal.Facts{}, boots: map[string]string{}, machines: map[string]string{}, doubtful: map[string]bool{}, turned: map[turn]int{}}
 	rests := based(past)
 	for _, r := range past {
 		switch {
@@ -148,9 +168,12 @@ func newMemo(past []journal.Record) *memo {
 			delete(m.ends, r.Begin.Key)
 		case r.End != nil && r.End.Digest == "":
 			// It was passed over.
+			if r.End.Turn {
+				m.turned[turn{r.End.Task, r.End.Host}] = r.N
+			}
 		case r.End != nil && r.End.Status == string(report.Unreachable) && r.End.Effect && !stands(r.End):
 			// It may have happened, so it is still under way.
-		case r.End != nil && m.begun[r.End.Key] == nil && !rests(r.End.Host, playOf(r.End.Task), r.N):
+		case r.End != nil && m.begun[r.End.Key] == nil && !r.End.Effect && !rests(r.End.Host, playOf(r.End.Task), r.N):
 			delete(m.ends, r.End.Key)
 		case r.End != nil:
 			begin := m.begun[r.End.Key]
@@ -159,10 +182,15 @@ func newMemo(past []journal.Record) *memo {
 				m.moved = append(m.moved, old)
 			}
 			delete(m.ends, r.End.Key)
-			if delete(m.half, r.End.Key); stands(r.End) {
+			switch {
+			case stands(r.End):
 				m.ends[r.End.Key], m.at[r.End] = r.End, r.N
-			} else if r.End.Effect {
+				delete(m.half, r.End.Key)
+			case r.End.Effect:
 				m.half[r.End.Key] = begin
+			}
+			if r.End.Turn {
+				m.turned[turn{r.End.Task, r.End.Host}] = r.N
 			}
 		case r.Facts != nil:
 			if len(r.Facts.Values) > 0 && rests(r.Facts.Host, "", r.N) {
@@ -175,6 +203,9 @@ func newMemo(past []journal.Record) *memo {
 				m.machines[r.Facts.Host] = r.Facts.Machine
 			}
 		}
+	}
+	for key, begin := range m.begun {
+		m.doubtful[journal.Answer(key.Host, begin.Name, "")] = true
 	}
 	return m
 }
@@ -192,10 +223,12 @@ func based(past []journal.Record) func(host, play string, n int) bool {
 		switch {
 		case r.Begin != nil:
 			open[r.Begin.Key] = r.N
+		case r.End != nil && r.End.Digest == "":
+			// It was passed over.
 		case r.End != nil:
 			failed[r.End.Key] = r.End.Status == string(report.Failed) && !stands(r.End)
-			if n, begun := open[r.End.Key]; begun && !failed[r.End.Key] {
-				change(r.End.Host, n)
+			if n, begun := open[r.End.Key]; (begun || r.End.Effect) && !failed[r.End.Key] {
+				change(r.End.Host, max(n, r.N))
 			}
 			if r.End.Status != string(report.Unreachable) {
 				delete(open, r.End.Key)
@@ -236,7 +269,7 @@ func (m *memo) did(task, host string, why notice) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for key, end := range m.ends {
-		if key.Task == task && key.Host == host && !why.fresh && !why.debt && m.at[end] > why.at {
+		if key.Task == task && key.Host == host && !why.fresh && m.at[end] > m.behind(task, host, why) {
 			return true
 		}
 	}
@@ -246,6 +279,25 @@ func (m *memo) did(task, host string, why notice) bool {
 		}
 	}
 	return false
+}
+
+// elsewhere is a host on which a task was done, or begun, and that is none of some; "" if there is none.
+func (m *memo) elsewhere(task string, none func(host string) bool, why notice) string {
+	m.mu.Lock()
+	hosts := map[string]bool{}
+	for key := range m.ends {
+		hosts[key.Host] = hosts[key.Host] || key.Task == task && !none(key.Host)
+	}
+	for key := range m.begun {
+		hosts[key.Host] = hosts[key.Host] || key.Task == task && !none(key.Host)
+	}
+	m.mu.Unlock()
+	for _, host := range slices.Sorted(maps.Keys(hosts)) {
+		if hosts[host] && m.did(task, host, why) {
+			return host
+		}
+	}
+	return ""
 }
 
 // values are what a task returned on a host that takes no part any more, nil if they cannot be had from the record.
@@ -277,6 +329,8 @@ func (m *memo) values(task, host string, looped, needed bool) map[string]any {
 // doing is one doing of one item of a task on a host.
 type doing struct {
 	journal.Key
+	name    string // as it is called now, and its item
+	label   string
 	digest  string
 	args    map[string]string // digests of the arguments, each by itself
 	began   bool              // its beginning is on record: what it does may have happened
@@ -284,7 +338,9 @@ type doing struct {
 	forget  func(context.Context) error
 	restore *journal.End
 	halfway *journal.Begin // it was under way when an earlier part of the run ended
-	half    bool           // it failed in an earlier part, when it had begun
+	half    *journal.Begin // it failed in an earlier part, when it had begun
+	look    bool           // what of its values is not on record may be looked at
+	anew    bool           // its host has started anew since
 	owes    []string       // handlers that it has notified in an earlier part
 	at      int            // where the record says so
 }
@@ -317,7 +373,7 @@ func (p *playRun) next(t *task, h *hostRun, index int) journal.Key {
 		if end == nil && begun == nil && half == nil {
 			return key
 		}
-		if !why.fresh && (m.from[begun] > why.at || !why.debt && max(m.at[end], m.from[half]) > why.at) {
+		if !why.fresh && (m.from[begun] > why.at || max(m.at[end], m.from[half]) > m.behind(key.Task, key.Host, why)) {
 			return key
 		}
 		key.Nth++
@@ -349,12 +405,24 @@ func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args m
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	looped := t.loop != nil
+	if looped {
+		defer func() {
+			if d.restore == nil && d.halfway == nil {
+				d.Item = m.room(d)
+			}
+		}()
+	}
 	for key, begin := range m.half {
-		d.half = d.half || key == d.Key && !looped || looped && key.Task == d.Task && key.Host == d.Host && key.Nth == d.Nth && begin.Digest == d.digest
+		if key == d.Key && !looped || looped && key.Task == d.Task && key.Host == d.Host && key.Nth == d.Nth && begin.Digest == d.digest {
+			d.half = begin
+		}
 	}
 	begun := m.begun[d.Key]
-	if looped && (begun == nil || begun.Digest != d.digest) {
-		begun = m.itemBegun(d)
+	if begun == nil || begun.Digest != d.digest {
+		// It may be an item that stood elsewhere; what a task without a loop has begun with other arguments is what it is asked about.
+		if same := m.itemBegun(d); same != nil || looped {
+			begun = same
+		}
 	}
 	if begun != nil {
 		delete(m.begun, begun.Key)
@@ -362,7 +430,7 @@ func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args m
 		return d.differs(begun.Digest, begun.Args), nil
 	}
 	end := m.ends[d.Key]
-	if looped && (end == nil || end.Digest != d.digest) {
+	if end == nil || end.Digest != d.digest {
 		if same := m.itemDone(d); same != nil {
 			end = same
 		}
@@ -425,6 +493,19 @@ func (m *memo) itemDone(d *doing) *journal.End {
 	return found
 }
 
+// room is the place of an item on record: its place in the loop, or beside it if that is another item's, which the loop had there before. Who calls
+// it holds mu.
+func (m *memo) room(d *doing) string {
+	key := d.Key
+	for n := 1; ; n++ {
+		end, begun, half := m.ends[key], m.begun[key], m.half[key]
+		if (end == nil || end.Digest == d.digest && !m.taken[end]) && (begun == nil || begun.Digest == d.digest) && (half == nil || half.Digest == d.digest) {
+			return key.Item
+		}
+		key.Item = fmt.Sprintf("%s.%d", d.Item, n)
+	}
+}
+
 // itemBegun finds one that was under way. Who calls it holds mu.
 func (m *memo) itemBegun(d *doing) *journal.Begin {
 	for key, begin := range m.begun {
@@ -433,6 +514,27 @@ func (m *memo) itemBegun(d *doing) *journal.Begin {
 		}
 	}
 	return nil
+}
+
+// labelled is where the record has the item of a loop that is called so, wherever it stands now. Who calls it holds mu.
+func (m *memo) labelled(at journal.Key, label string) journal.Key {
+	is := func(key journal.Key) bool {
+		return key.Task == at.Task && key.Host == at.Host && key.Nth == at.Nth
+	}
+	for key, end := range m.ends {
+		if is(key) && end.Label == label {
+			return key
+		}
+	}
+	for _, open := range []map[journal.Key]*journal.Begin{m.begun, m.half} {
+		for key, begin := range open {
+			if is(key) && begin.Label == label {
+				return key
+			}
+		}
+	}
+	at.Item = ""
+	return at
 }
 
 // leftover asks about items of a loop that were under way in its nth turn, or before, and that it does not have any more.
@@ -453,7 +555,7 @@ func (p *playRun) leftover(t *task, h *hostRun, nth int) *outcome {
 		}
 		delete(m.begun, key)
 		if p.job.AcceptChanges {
-			p.notifyOwed(h, begin.Notify, 0)
+			p.notifyOwed(h, begin.Owes(), 0)
 			continue
 		}
 		out := fail("the item %s was under way when the run ended, and the loop has no such item any more: look on %s, and resume with --accept-changes", cmp.Or(begin.Label, key.Item), h.host.Name)
@@ -466,13 +568,23 @@ func (p *playRun) leftover(t *task, h *hostRun, nth int) *outcome {
 
 // passedOver deals with a task whose condition does not hold although the record says that it was done, or begun: that is asked, and what it has
 // notified is owed still.
-func (p *playRun) passedOver(t *task, h *hostRun, index int, out *outcome) {
+func (p *playRun) passedOver(t *task, h *hostRun, index int, label string, out *outcome) {
 	key := p.next(t, h, index)
+	handler := slices.Contains(p.play.handlers, t)
 	p.memo.mu.Lock()
+	if label != "" {
+		key = p.memo.labelled(key, p.job.Masker.Mask(label))
+	}
 	end, begun := p.memo.ends[key], cmp.Or(p.memo.begun[key], p.memo.half[key])
 	at := p.memo.at[end]
 	p.memo.mu.Unlock()
+	if handler {
+		end = nil // its turn has come
+	}
 	if p.job.Check || begun == nil && (end == nil || !end.Effect) {
+		if handler {
+			out.doing = p.doingOf(t, h, index)
+		}
 		return
 	}
 	if !p.job.AcceptChanges {
@@ -482,10 +594,13 @@ func (p *playRun) passedOver(t *task, h *hostRun, index int, out *outcome) {
 		out.open = true
 		return
 	}
+	if handler {
+		out.doing = p.doingOf(t, h, index)
+	}
 	if end != nil {
 		out.owes, out.owedAt = end.Owes(), at
 	} else {
-		out.owes = begun.Notify
+		out.owes = begun.Owes()
 	}
 }
 
@@ -531,7 +646,7 @@ func (p *playRun) public(args map[string]any) (out map[string]any, err error) {
 
 // past is the outcome on record, if it can be had from there. again says that the host has started anew since, so that Check has to find whether
 // it still stands.
-func (p *playRun) past(ctx context.Context, d *doing, t *task, name string, target *hostRun, user string, args map[string]any, late, environment map[string]string) (out *outcome, again bool, stop *outcome) {
+func (p *playRun) past(ctx context.Context, d *doing, t *task, target *hostRun, user string, args map[string]any, late, environment map[string]string) (out *outcome, again bool, stop *outcome) {
 	if d.Nth == 0 || p.job.Check {
 		return nil, false, nil
 	}
@@ -548,33 +663,70 @@ func (p *playRun) past(ctx context.Context, d *doing, t *task, name string, targ
 	if d.restore == nil {
 		return nil, false, nil
 	}
+	end := d.restore
 	out = &outcome{restored: true}
-	values, err := decodeValues(d.restore.Values)
-	if err == nil {
-		err = json.Unmarshal(d.restore.Result, &out.result)
+	if err := json.Unmarshal(end.Result, &out.result); err != nil {
+		return nil, false, p.unrecorded(fmt.Errorf("cannot read an outcome on record: %w", err))
 	}
-	out.values, out.result.OnRecord = values, true
+	out.result.OnRecord = true
+	forgiven := out.result.Status == report.Failed || out.result.Status == report.Unreachable
 	switch {
-	case d.restore.Unseen && p.answers(p.job.Rerun, d, name):
-		d.halfway = &journal.Begin{Key: d.Key, Paid: d.restore.Paid}
+	case (end.Unseen || end.Withheld) && p.answers(p.job.Rerun, d) && !p.memo.doubtful[journal.Answer(d.Host, end.Name, "")]:
+		d.halfway, d.restore = &journal.Begin{Key: d.Key, Name: end.Name, Label: end.Label, On: end.On, Digest: end.Digest, Paid: end.Paid}, nil
 		return nil, false, nil
-	case d.restore.Unseen:
-		out.values = common(out.result, unseen(t))
-	case err == nil && d.restore.Withheld && t.spec.Register == "":
-		out.values = common(out.result, nil) // nobody asks for them
-	case err != nil || d.restore.Withheld:
-		if d.restore.Effect {
-			// It was done, but what it returned held secrets. Check may tell that again; what nobody can tell again a person decides.
-			d.halfway = &journal.Begin{Key: d.Key, Paid: d.restore.Paid}
-		}
+	case forgiven && !p.forgives(t):
+		d.restore = nil // by the book as it was
 		return nil, false, nil
 	}
-	if out.result.Status == report.Failed || out.result.Status == report.Unreachable {
+	if out.values, err = onRecord(t, end); err != nil {
+		return nil, false, p.unrecorded(err)
+	}
+	out.values = common(out.result, out.values)
+	if forgiven {
 		return out, false, nil
 	}
 	// What was only looked at may have lived in memory too, unless it is no state of the host: what a command or a query says is kept.
-	state := d.restore.Effect || !neverChanges(t) && !t.readsOnly()
-	return out, state && p.rebooted(ctx, target, user), nil
+	d.anew = (end.Effect || !neverChanges(t) && !t.readsOnly()) && p.rebooted(ctx, target, user)
+	d.look = end.Withheld && !end.Unseen && t.spec.Register != ""
+	return out, d.anew || d.look, nil
+}
+
+// forgives reports whether the play may go on after a failure of a task.
+func (p *playRun) forgives(t *task) bool {
+	flushed := func(meta *task) bool { return meta.spec.Meta == "flush_handlers" && meta.rescued }
+	return t.rescued || t.ignoreErrors != nil || slices.Contains(p.play.handlers, t) && slices.ContainsFunc(allTasks(p.play), flushed)
+}
+
+// onRecord is what the record has of the values of a task; the others are unknown.
+func onRecord(t *task, end *journal.End) (map[string]any, error) {
+	values, err := decodeValues(end.Values)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read values on record: %w", err)
+	}
+	if end.Unseen || end.Withheld {
+		known := values
+		values = unseen(t, end.Unseen)
+		maps.Copy(values, known)
+	}
+	return values, nil
+}
+
+// lookedUp completes the values of a task that is done by those that Check finds, if it can tell what was returned.
+func (p *playRun) lookedUp(past *outcome, d *doing, plan module.Plan) {
+	if !d.look || len(plan.Changes) > 0 || plan.Unknown != "" || plan.Idle {
+		return
+	}
+	values := maps.Clone(past.values)
+	for name, v := range plan.Values {
+		if _, missing := values[name].(vars.Unknown); !missing {
+			continue
+		}
+		// What rests upon it would not fit another one.
+		if seal, err := p.sealed(v); err == nil && seal == d.restore.Seals[name] {
+			values[name] = v
+		}
+	}
+	past.values = values
 }
 
 // missing is the outcome of a task that needs what nobody knows. What a person took for done may be done anew for it.
@@ -582,39 +734,146 @@ func (r *run) missing(because string) outcome {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, d := range r.unseen {
-		if q := (Question{Host: d.host, Task: d.name, Again: true}); strings.Contains(because, notKnown(d.task)) && !slices.Contains(r.asked, q) {
+		if q := (Question{Host: d.host, Task: d.name, Item: d.item, Again: true}); strings.Contains(because, notKnown(d.task)) && !slices.Contains(r.asked, q) {
 			r.asked = append(r.asked, q)
 		}
 	}
 	return fail("cannot go on without what nobody knows: %s", because)
 }
 
-// takenForDone is a task on a host of which a person said that it was done.
+// takenForDone is a task on a host that is done, though what it returned is not known.
 type takenForDone struct {
-	task       *task
-	host, name string
+	task             *task
+	host, name, item string
 }
 
 func notKnown(t *task) string {
-	return fmt.Sprintf("what %q returned is not known, for it was taken for done", t.label())
+	return fmt.Sprintf("what %q returned is not known", t.label())
 }
 
-// unseen is what a task returned that a person took for done.
-func unseen(t *task) map[string]any {
-	values := unknownFields(t.factory(), notKnown(t))
-	if _, has := values["rc"]; has {
+// unseen is what a task returned of which nothing is on record; done says that a person took it for done.
+func unseen(t *task, done bool) map[string]any {
+	why := "what holds secrets is not on record"
+	if done {
+		why = "it was taken for done"
+	}
+	values := unknownFields(t.factory(), notKnown(t)+", for "+why)
+	if _, has := values["rc"]; has && done {
 		values["rc"] = 0 // done is to say that it went well
 	}
 	return values
 }
 
-// answers reports whether a list of answers names a task on a host.
-func (p *playRun) answers(list []string, d *doing, name string) bool {
-	name = p.job.Masker.Mask(name)
-	return slices.Contains(list, name) || slices.Contains(list, journal.Answer(d.Host, name))
+// answers reports whether a list of answers names what is done here: by the names that it has or had, on all hosts or this one, with its item or
+// without.
+func (p *playRun) answers(list []string, d *doing) bool {
+	names := [][2]string{{p.job.Masker.Mask(d.name), p.job.Masker.Mask(d.label)}}
+	if d.halfway != nil {
+		names = append(names, [2]string{d.halfway.Name, d.halfway.Label})
+	}
+	if d.restore != nil {
+		names = append(names, [2]string{d.restore.Name, d.restore.Label})
+	}
+	for _, n := range names {
+		for _, item := range []string{"", n[1]} {
+			here := journal.Answer(d.Host, n[0], item)
+			if slices.Contains(list, here) || slices.Contains(list, strings.TrimPrefix(here, d.Host+"/")) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
-// decodeValues reads registered values, with whole numbers as ints.
+// mostValues is how many bytes of JSON the values of one doing may have on record: a line of it has room for them.
+const mostValues = journal.MaxLine * 3 / 4
+
+// encodeValues puts registered values into an end, less those that hold secrets or are too much, of which their seals must do.
+func (p *playRun) encodeValues(end *journal.End, values map[string]any) error {
+	public, size := map[string]any{}, 0
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		one, err := json.Marshal(exactly(values[name]))
+		if err == nil && !holdsSecret(values[name]) && size+len(one) <= mostValues && p.job.Masker.Mask(string(one)) == string(one) {
+			public[name], size = json.RawMessage(one), size+len(one)
+			continue
+		}
+		seal, err := p.sealed(values[name])
+		if err != nil {
+			return err
+		}
+		if end.Withheld = true; end.Seals == nil {
+			end.Seals = map[string]string{}
+		}
+		end.Seals[name] = seal
+	}
+	text, err := json.Marshal(public)
+	if end.Values = text; err != nil || p.job.Masker.Mask(string(text)) != string(text) {
+		end.Values, end.Withheld = nil, true
+	}
+	return nil
+}
+
+// sealed tells whether a value with secrets is the same as another, and no more.
+func (p *playRun) sealed(v any) (string, error) {
+	text, err := json.Marshal(exactly(revealed(v)))
+	if err != nil {
+		return "", err
+	}
+	return p.job.Journal.Seal(string(text))
+}
+
+// revealed is a value with its secrets in clear.
+func revealed(v any) any {
+	switch v := v.(type) {
+	case secret.Secret:
+		return v.Reveal()
+	case []any:
+		list := make([]any, len(v))
+		for i := range v {
+			list[i] = revealed(v[i])
+		}
+		return list
+	case map[string]any:
+		m := make(map[string]any, len(v))
+		for k := range v {
+			m[k] = revealed(v[k])
+		}
+		return m
+	}
+	return v
+}
+
+// bytesKey is the one key of the map that stands for a string which is no text.
+const bytesKey = "$bytes"
+
+// exactly is a value in a form that JSON gives back as it was: strings that are no text, and whole numbers that are floats.
+func exactly(v any) any {
+	switch v := v.(type) {
+	case string:
+		if !utf8.ValidString(v) || strings.Contains(v, "\x00") {
+			return map[string]any{bytesKey: base64.StdEncoding.EncodeToString([]byte(v))}
+		}
+	case float64:
+		if v == math.Trunc(v) && math.Abs(v) < 1e15 {
+			return json.Number(strconv.FormatFloat(v, 'f', 1, 64))
+		}
+	case []any:
+		list := make([]any, len(v))
+		for i := range v {
+			list[i] = exactly(v[i])
+		}
+		return list
+	case map[string]any:
+		m := make(map[string]any, len(v))
+		for k := range v {
+			m[k] = exactly(v[k])
+		}
+		return m
+	}
+	return v
+}
+
+// decodeValues reads registered values.
 func decodeValues(text json.RawMessage) (map[string]any, error) {
 	if len(text) == 0 {
 		return nil, nil
@@ -625,24 +884,33 @@ func decodeValues(text json.RawMessage) (map[string]any, error) {
 	if err := decoder.Decode(&values); err != nil {
 		return nil, err
 	}
-	return plainNumbers(values).(map[string]any), nil
+	for name, v := range values {
+		values[name] = asItWas(v)
+	}
+	return values, nil
 }
 
-func plainNumbers(v any) any {
+// asItWas undoes exactly.
+func asItWas(v any) any {
 	switch v := v.(type) {
 	case json.Number:
-		if n, err := v.Int64(); err == nil {
-			return int(n)
+		if n, err := strconv.Atoi(v.String()); err == nil {
+			return n
 		}
 		f, _ := v.Float64()
 		return f
 	case []any:
 		for i := range v {
-			v[i] = plainNumbers(v[i])
+			v[i] = asItWas(v[i])
 		}
 	case map[string]any:
+		if text, ok := v[bytesKey].(string); ok && len(v) == 1 {
+			if data, err := base64.StdEncoding.DecodeString(text); err == nil {
+				return string(data)
+			}
+		}
 		for k := range v {
-			v[k] = plainNumbers(v[k])
+			v[k] = asItWas(v[k])
 		}
 	}
 	return v
@@ -708,12 +976,12 @@ func (p *playRun) await(ctx context.Context, d *doing, m module.Module, host *mo
 	}
 	host.JobID = d.halfway.Job
 	state, err := host.AwaitLong(ctx, m)
-	switch {
+	switch another := d.halfway.Digest != d.digest; {
 	case err != nil:
 		return err
-	case state == transport.JobEnded:
+	case state == transport.JobEnded && !another:
 		d.collect = true
-	case state == transport.JobLost:
+	case state == transport.JobLost, another:
 		err = host.ForgetLong(ctx)
 		host.JobID = ""
 	}
@@ -745,15 +1013,14 @@ func (p *playRun) end(d *doing, out *outcome, e report.Event, turn bool, settles
 		}
 		return
 	}
-	end := &journal.End{Key: d.Key, Name: mask(e.Task), Label: mask(e.Item), On: out.on, Digest: d.digest, Args: d.args, Status: string(out.result.Status), Effect: d.began, Turn: turn, Settles: settles}
+	end := &journal.End{Key: d.Key, Name: mask(e.Task), Label: mask(e.Item), On: out.on, Digest: d.digest, Args: d.args, Status: string(out.result.Status), Effect: d.began || d.halfway != nil, Turn: turn, Settles: settles}
 	end.Result, _ = json.Marshal(p.masked(out.result))
-	values, err := json.Marshal(out.values)
-	if end.Unseen = out.unseen; end.Unseen {
-		values = nil
-	} else if end.Withheld = err != nil || holdsSecret(out.values) || mask(string(values)) != string(values); end.Withheld {
-		values = nil
+	if end.Unseen = out.unseen; !end.Unseen {
+		if err := p.encodeValues(end, out.values); err != nil {
+			p.unwritable(err)
+			return
+		}
 	}
-	end.Values = values
 	for _, h := range out.notified {
 		end.Notified = append(end.Notified, p.taskID(h))
 	}
@@ -788,29 +1055,34 @@ func holdsSecret(v any) bool {
 
 // halfway decides what becomes of a task that was under way when an earlier part of the run ended, by what Check finds now. done says
 // that there is no more to do.
-func (p *playRun) halfway(d *doing, t *task, name string, target *hostRun, plan module.Plan) (out outcome, done bool) {
+func (p *playRun) halfway(d *doing, t *task, plan module.Plan) (out outcome, done bool) {
+	another := d.halfway.Digest != d.digest // with other arguments: what is done of that is not what is to be done
+	rerun, marked := p.answers(p.job.Rerun, d), p.answers(p.job.MarkDone, d)
 	switch {
-	case len(plan.Changes) == 0 && plan.Unknown == "", p.answers(p.job.MarkDone, d, name):
+	case rerun && plan.Idle:
+		d.collect = true // somebody wants what it returns
+		return out, false
+	case len(plan.Changes) == 0 && plan.Unknown == "", marked && !another:
 		out.found = true
 		out.result.Status, out.values = report.Changed, plan.Values
 		out.result.Msg = "it was under way when the run ended, and is done"
 		if plan.Unknown != "" || len(plan.Changes) > 0 {
-			out.unseen, out.values = true, unseen(t)
 			out.result.Msg = "it was under way when the run ended, and is taken for done"
+			out.unseen = true
+		}
+		if out.unseen = out.unseen || plan.Idle; out.unseen {
+			out.values = unseen(t, true)
 		}
 		out.values = common(out.result, out.values)
 		return out, true
-	case plan.Unknown == "" && !plan.Act, plan.Again, neverChanges(t), p.answers(p.job.Rerun, d, name):
+	case plan.Unknown == "" && !plan.Act, plan.Again, neverChanges(t), rerun, marked:
 		return out, false
 	}
-	name = p.job.Masker.Mask(name)
-	here := journal.Answer(d.Host, name)
-	why := "it was under way when the run ended, and nobody but you can tell whether it was done"
-	if d.restore != nil {
-		why = "it was done, but what it returned held a secret and is not on record"
-	}
-	p.ask(Question{Host: d.Host, Task: name})
-	out = fail("%s: look on %s, then resume with --rerun %s or --mark-done %s", why, target.host.Name, transport.Quote(here), transport.Quote(here))
+	q := Question{Host: d.Host, Task: cmp.Or(d.halfway.Name, p.job.Masker.Mask(d.name)), Item: d.halfway.Label}
+	p.ask(q)
+	here := transport.Quote(journal.Answer(q.Host, q.Task, q.Item))
+	out = fail("it was under way when the run ended, and nobody but you can tell whether it was done: look on %s, then resume with --rerun %s or --mark-done %s",
+		cmp.Or(d.halfway.On, d.Host), here, here)
 	out.open = true
 	return out, true
 }
@@ -961,10 +1233,13 @@ func (h *hostRun) unlock() {
 
 // owes reports whether an earlier run, or an earlier part of this one, owes a handler of the play to a host.
 func (p *playRun) owes(h *hostRun) bool {
-	here := func(o journal.Owed) bool {
-		return o.Host == h.host.Name && o.Book == p.bookKey() && o.Play == p.play.title
+	debt := func(d journal.Debt) bool {
+		return d.Why == "" && d.Host == h.host.Name && d.Book == p.bookKey() && d.Play == p.play.title
 	}
-	return h.used && (slices.ContainsFunc(p.debts, func(d journal.Debt) bool { return d.Why == "" && here(d.Owed) }) || slices.ContainsFunc(p.job.Own, here))
+	own := func(o journal.Owed) bool {
+		return o.Host == h.host.Name && slices.ContainsFunc(p.play.handlers, func(t *task) bool { return p.taskID(t) == o.Handler })
+	}
+	return h.used && (slices.ContainsFunc(p.debts, debt) || slices.ContainsFunc(p.job.Own, own))
 }
 
 // takeDebts notifies the handlers of the play that earlier runs owe its hosts.
@@ -1044,13 +1319,11 @@ func (p *playRun) payer(d journal.Owed) (handler *task, elsewhere bool) {
 func (p *playRun) takeOwn(hosts []*hostRun) {
 	for _, d := range p.job.Own {
 		for _, h := range hosts {
-			if d.Host != h.host.Name || d.Book != p.bookKey() || d.Play != p.play.title {
+			i := slices.IndexFunc(p.play.handlers, func(t *task) bool { return p.taskID(t) == d.Handler })
+			if d.Host != h.host.Name || i < 0 {
 				continue
 			}
-			handler, elsewhere := p.payer(d)
-			if handler == nil || elsewhere {
-				continue
-			}
+			handler := p.play.handlers[i]
 			h.mu.Lock()
 			_, notified := h.notified[handler]
 			was, ran := h.turn[handler]
@@ -1061,7 +1334,11 @@ func (p *playRun) takeOwn(hosts []*hostRun) {
 			h.mu.Unlock()
 			if !notified && !ran {
 				e := p.event(report.Warning)
-				e.Host, e.Text = h.host.Name, fmt.Sprintf("the handler %q was notified in an earlier part of the run, and runs now", d.Name)
+				told := "was"
+				if d.Unsure {
+					told = "may have been"
+				}
+				e.Host, e.Text = h.host.Name, fmt.Sprintf("the handler %q %s notified in an earlier part of the run, and runs now", d.Name, told)
 				p.emit(e)
 			}
 		}
@@ -1145,7 +1422,7 @@ func (h *hostRun) pays(handler *task) (settles []journal.Settled) {
 }
 
 func settled(d journal.Debt) journal.Settled {
-	return journal.Settled{Run: d.Run, Host: d.Host, Handler: d.Handler, N: d.N}
+	return journal.Settled{Run: d.Run, Host: d.Host, Handler: d.Handler, N: max(d.N, d.Last)}
 }
 
 // whenOwed says how a handler that is owed comes to run.

@@ -574,7 +574,7 @@ func TestUnderWay(t *testing.T) {
       - name: behind
         copy: {dest: '{{ root }}/{{ inventory_hostname }}', content: "x\n"}
 `)
-	r.modules = map[string]module.Factory{"waits": func() module.Module { return &waits{} }}
+	r.more = func(job *engine.Job) { job.Modules["waits"] = func() module.Module { return &waits{} } }
 	for i, answer := range []string{"", "", "waits"} {
 		out, s := r.run(t, func(job *engine.Job) {
 			if answer != "" {

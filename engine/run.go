@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -45,6 +46,7 @@ type failure struct {
 	msg         string
 	unreachable bool
 	counted     bool   // as a failure of its host
+	forgive     func() // puts on record that a rescue follows, where that was not known in time
 	final       bool   // no rescue and no always follows: it was lost, or the run ends here
 	heldBack    string // the play that could not go on: nothing was done here
 }
@@ -414,10 +416,11 @@ func (p *playRun) batch(ctx context.Context, hosts []*hostRun) {
 	} else {
 		p.tasks(ctx, p.play.tasks, hosts)
 	}
-	if !p.stopping(ctx) {
-		p.takeOwn(alive(hosts))
-	}
 	p.flush(ctx, hosts)
+	if !p.stopping(ctx) {
+		p.takeOwn(alive(hosts)) // behind those that are notified by what is on record
+		p.flush(ctx, hosts)
+	}
 	p.tellOwed(hosts)
 }
 
@@ -522,31 +525,41 @@ func (p *playRun) once(ctx context.Context, t *task, hosts []*hostRun) {
 			break
 		}
 	}
-	others := slices.DeleteFunc(slices.Clone(hosts), func(h *hostRun) bool { return h == first })
+	on, id := first.host.Name, p.taskID(t)
+	if !p.memo.did(id, on, why) && len(p.play.batches()) == 1 {
+		on = cmp.Or(p.memo.elsewhere(id, p.play.isFor, why), on) // on a host that has left the play
+	}
+	gone := &doing{Key: journal.Key{Task: id, Host: on}, name: t.label()}
 	var values map[string]any
 	var f *failure
-	if slices.Contains(hosts, first) {
+	switch past := p.memo.values(id, on, t.loop != nil, t.spec.Register != ""); {
+	case on == first.host.Name && slices.Contains(hosts, first), on != first.host.Name && p.answers(p.job.Rerun, gone):
+		on = first.host.Name
 		values = p.task(ctx, t, first)
-	} else if past := p.memo.values(p.taskID(t), first.host.Name, t.loop != nil, t.spec.Register != ""); past != nil {
-		values = past
-	} else {
-		f = &failure{task: t.label(), msg: "what became of it there is not known", final: true}
-	}
-	if slices.Contains(hosts, first) {
 		f = first.failure()
+	case past != nil:
+		values = past
+	case on != first.host.Name && p.answers(p.job.MarkDone, gone):
+		values = unseen(t, true)
+	default:
+		f = &failure{task: t.label(), msg: "what became of it there is not known", final: true}
+		if on != first.host.Name {
+			p.ask(Question{Host: on, Task: t.label()})
+		}
 	}
+	others := slices.DeleteFunc(slices.Clone(hosts), func(h *hostRun) bool { return h.host.Name == on })
 	if f != nil && len(others) > 0 && !t.rescued {
 		var names []string
 		for _, h := range others {
 			names = append(names, h.host.Name)
 		}
 		e := p.event(report.Warning)
-		e.Text = fmt.Sprintf("%s takes no further part either: %q runs on %s for all", strings.Join(names, ", "), f.task, first.host.Name)
+		e.Text = fmt.Sprintf("%s takes no further part either: %q runs on %s for all", strings.Join(names, ", "), f.task, on)
 		p.emit(e)
 	}
 	for _, h := range others {
 		if f != nil {
-			h.setFailure(&failure{task: f.task, msg: "run once on " + first.host.Name + ", for all: " + f.msg, final: f.final && !f.unreachable})
+			h.setFailure(&failure{task: f.task, msg: "run once on " + on + ", for all: " + f.msg, final: f.final && !f.unreachable})
 			continue
 		}
 		if t.spec.Register != "" {
@@ -591,9 +604,10 @@ func (p *playRun) blocks(ctx context.Context, t *task, hosts []*hostRun) {
 			failing = append(failing, h)
 			if f.counted {
 				h.total.Failed-- // a handler, of which nobody knew in time where it would be flushed
+				f.forgive()
 			}
 			h.setFailure(nil)
-			p.book.stacks[h.host.Name].Set(vars.Builtin, nameFailure, vars.Const(map[string]any{"task": f.task, "msg": f.msg}), "the engine")
+			p.book.stacks[h.host.Name].Set(vars.Builtin, nameFailure, vars.Const(map[string]any{"task": f.task, "msg": strings.ToValidUTF8(f.msg, "\uFFFD")}), "the engine")
 		}
 		p.tasks(ctx, t.rescue, failing)
 	}
@@ -682,8 +696,8 @@ func (p *playRun) tellOwed(hosts []*hostRun) {
 }
 
 // notify marks the handlers that a task names, and returns them. by is "", or the task if it is unknown whether it will change anything. paid
-// are the names on record of those that have run already, and at is where the record says that it notified them; 0 if that is now.
-func (p *playRun) notify(t *task, h *hostRun, env vars.Env, by string, paid []string, at int) (all []*task, err error) {
+// are the names on record of those that have run already.
+func (p *playRun) notify(t *task, h *hostRun, env vars.Env, by string, paid []string) (all []*task, err error) {
 	for _, tree := range t.notify {
 		value, err := tree.Eval(env)
 		if err != nil {
@@ -700,7 +714,7 @@ func (p *playRun) notify(t *task, h *hostRun, env vars.Env, by string, paid []st
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, handler := range all {
-		h.notice(handler, notice{maybe: by, fresh: at == 0, at: at})
+		h.notice(handler, notice{maybe: by, fresh: true})
 	}
 	return all, nil
 }

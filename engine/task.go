@@ -42,7 +42,7 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		*stop = p.provisional(*stop, h, reached)
 		name := p.taskName(t, env)
 		if stop.result.Status == report.Unknown {
-			_, _ = p.notify(t, h, env, name, nil, 0) // a name that hangs on the loop's item is not known either
+			_, _ = p.notify(t, h, env, name, nil) // a name that hangs on the loop's item is not known either
 			p.mayDo(t, h, *stop, name)
 		}
 		e := p.taskEvent(report.TaskEnd, t, h, name, "")
@@ -97,9 +97,9 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		if out.doing != nil {
 			nth = max(nth, out.doing.Nth)
 		}
-		if out.unseen || out.restored && out.doing.restore.Unseen {
+		if out.unseen || out.restored && (out.doing.restore.Unseen || out.doing.restore.Withheld) {
 			p.mu.Lock()
-			p.unseen = append(p.unseen, takenForDone{t, h.host.Name, p.job.Masker.Mask(name)})
+			p.unseen = append(p.unseen, takenForDone{t, h.host.Name, p.job.Masker.Mask(name), p.job.Masker.Mask(label)})
 			p.mu.Unlock()
 		}
 		out.item, out.more = label, i < len(items)-1
@@ -138,7 +138,8 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 			break
 		}
 	}
-	if looped && through {
+	// Of an item that could not even be evaluated it is not known what it was called.
+	if nameless := slices.ContainsFunc(all, func(o outcome) bool { return o.result.Status == report.Failed && (o.doing == nil || o.doing.digest == "") }); through && !nameless {
 		if out := p.leftover(t, h, nth); out != nil {
 			e := p.taskEvent(report.TaskEnd, t, h, p.taskName(t, env), "")
 			e.Result = &out.result
@@ -181,23 +182,29 @@ func (p *playRun) notifyAfter(t *task, h *hostRun, env vars.Env, out *outcome, n
 	if len(out.owes) > 0 {
 		_ = p.notifyOwed(h, out.owes, out.owedAt)
 	}
+	add := func(handlers []*task) {
+		for _, handler := range handlers {
+			if !slices.Contains(out.notified, handler) {
+				out.notified = append(out.notified, handler)
+			}
+		}
+	}
+	if out.doing != nil && !out.final() {
+		// What was begun earlier may have changed the host, whatever is found now.
+		add(p.notifyOwed(h, out.doing.halfway.Owes(), 0))
+		add(p.notifyOwed(h, out.doing.half.Owes(), 0))
+	}
 	by := ""
 	switch {
+	case out.restored:
+		return // the record says whom it has notified
 	case out.result.Status == report.Unknown:
 		by = name
 	case !out.changed():
 		return
 	}
-	at := 0
-	if out.restored {
-		at = out.doing.at
-	}
-	more, err := p.notify(t, h, env, by, out.paid(), at)
-	for _, handler := range more {
-		if !slices.Contains(out.notified, handler) {
-			out.notified = append(out.notified, handler)
-		}
-	}
+	more, err := p.notify(t, h, env, by, out.paid())
+	add(more)
 	if err != nil && by == "" {
 		out.result.Status, out.result.Msg = report.Failed, fmt.Sprintf("cannot notify: %v", err)
 		out.values = common(out.result, out.values)
@@ -241,6 +248,10 @@ func (p *playRun) finish(ctx context.Context, t *task, h *hostRun, env *vars.Sta
 	name := p.taskName(t, env)
 	if res.Status == report.Unreachable || res.Status == report.Failed && !res.Ignored {
 		f := &failure{task: name, item: p.job.Masker.Mask(worst.item), msg: p.job.Masker.Mask(res.Msg), unreachable: worst.lost, final: worst.final(), counted: res.Status == report.Failed && !res.Rescued}
+		f.forgive = func() {
+			worst.result.Rescued = true
+			p.end(worst.doing, &worst, p.taskEvent(report.TaskEnd, t, h, name, worst.item), false, nil)
+		}
 		h.setFailure(f)
 		if f.unreachable {
 			e := p.taskEvent(report.HostLost, t, h, name, "")
@@ -290,11 +301,7 @@ func (p *playRun) attempt(ctx context.Context, t *task, h *hostRun, index int, e
 			if mayChange(w.expr, env) {
 				out.result.HangsOn = p.pendingAnywhere(h, reached)
 			}
-			if slices.Contains(p.play.handlers, t) {
-				out.doing = p.doingOf(t, h, index) // its turn has come, so it is no longer owed
-			} else {
-				p.passedOver(t, h, index, &out)
-			}
+			p.passedOver(t, h, index, e.Item, &out)
 			return out
 		}
 	}
@@ -395,7 +402,8 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 	if stop != nil {
 		return *stop
 	}
-	past, again, stop := p.past(ctx, d, t, e.Task, target, *user, args, late, environment)
+	d.name, d.label = e.Task, e.Item
+	past, again, stop := p.past(ctx, d, t, target, *user, args, late, environment)
 	if stop != nil || past != nil && !again {
 		return *cmp.Or(stop, past)
 	}
@@ -421,16 +429,22 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 	}
 	plan, err := m.Check(ctx, host)
 	if err != nil {
+		if past != nil && !d.anew {
+			return *past // what it returned stays unknown
+		}
 		out = p.failed(ctx, t, plan.Values, err)
 		out.certain = plan.Foreseen
 		out.open = out.open || past != nil // it was done, but how things are now could not be looked at
 		return out
 	}
-	if past != nil && (len(plan.Changes) == 0 || plan.Act || plan.Unknown != "") {
-		return *past // the host started anew, and nothing of it is lost
+	if past != nil {
+		p.lookedUp(past, d, plan)
+		if !d.anew || len(plan.Changes) == 0 || plan.Act || plan.Unknown != "" {
+			return *past // of what the host lost when it started anew it is nothing
+		}
 	}
 	if d.halfway != nil && !d.collect {
-		out, done := p.halfway(d, t, e.Task, target, plan)
+		out, done := p.halfway(d, t, plan)
 		if done {
 			return out
 		}
@@ -442,7 +456,7 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 		out.result.Status = report.OK
 		out.result.HangsOn = cmp.Or(plan.Hangs, p.pendingAnywhere(target, reached))
 		out.result.Msg, _ = plan.Values["msg"].(string)
-		if d.half {
+		if d.half != nil {
 			out.result.Status, out.result.Msg = report.Changed, "it had failed after it began, and is done now"
 		}
 		if plan.Hangs != "" {

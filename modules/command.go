@@ -159,7 +159,7 @@ func (c *command) probe(ctx context.Context, host *module.Host) (plan module.Pla
 		}
 	}
 	creates, removes := c.Creates, c.Removes
-	idle := module.Plan{Values: commandValues(transport.Output{}, false)}
+	idle := module.Plan{Values: commandValues(transport.Output{}, false), Idle: true}
 	// What earlier tasks of this check will have made counts, not what is there now.
 	if e, _, pending := pendingPath(host, creates); pending {
 		if e.kind != "" {

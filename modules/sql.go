@@ -181,7 +181,7 @@ func (m *sqlModule) Check(ctx context.Context, host *module.Host) (module.Plan, 
 	if err != nil {
 		return module.Plan{}, err
 	}
-	plan := module.Plan{Values: sqlValues(&mysqlRows{}, 0), Effects: m.effects()}
+	plan := module.Plan{Values: sqlValues(&mysqlRows{}, 0), Idle: !needed, Effects: m.effects()}
 	if needed {
 		plan.Changes = []module.Change{{What: "run SQL", After: strings.Join(m.statements(), ";\n")}}
 		plan.Pending = true

@@ -25,6 +25,7 @@ type record struct {
 	hosts    []string
 	stateDir string   // as it was given
 	once     []string // arguments of -e that cannot be read again
+	accepted bool     // this part of the run was given --accept-changes
 	mask     func(string) string
 }
 
@@ -39,23 +40,20 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 	}
 	who, controller := operator()
 	if past != nil {
-		if err := journal.Paid(f.stateDir, past.run.ID, past.records); err != nil {
+		// It owes nothing to others while it is being written, so Debts has not its own.
+		if past.own, err = past.writer.Owed(); err != nil {
 			return nil, unknownDebts(f.stateDir, err)
 		}
-		if err := past.fit(books, hosts); err != nil {
+		if err := past.fit(f.stateDir, books, hosts); err != nil {
 			return nil, err
 		}
 		if err := past.unanswered(); err != nil {
 			return nil, err
 		}
 		job.Debts = slices.DeleteFunc(job.Debts, func(d journal.Debt) bool { return d.Run == past.run.ID })
-		// It owes nothing to others while it is being written, so Debts has not its own.
-		if job.Own, err = past.writer.Owed(); err != nil {
-			return nil, unknownDebts(f.stateDir, err)
-		}
 		past.settings(job)
 		err := past.writer.Commit(journal.Record{Kind: journal.KindResume, Resume: &journal.Resume{Version: thisVersion(), PID: os.Getpid(),
-			User: who, Controller: controller, Rerun: past.rerun, MarkDone: past.markDone, Settings: past.given, Books: past.edited, Hosts: past.others}})
+			User: who, Controller: controller, Rerun: past.rerun, MarkDone: past.markDone, Settings: past.given, Books: past.edited, Tasks: past.tasks, Hosts: past.others}})
 		if past.writer.Torn > 0 && err == nil {
 			note := &journal.Note{Text: fmt.Sprintf("%d bytes of a last line that had not been written to its end were cut off", past.writer.Torn)}
 			err = past.writer.Append(journal.Record{Kind: journal.KindNote, Note: note})
@@ -63,7 +61,7 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		if err != nil {
 			return nil, err
 		}
-		return &record{past.writer, booksOf(past.run), hosts, f.stateDir, readOnce("", f.settings), job.Masker.Mask}, nil
+		return &record{past.writer, booksOf(past.run), hosts, f.stateDir, readOnce("", f.settings), past.acceptChanges, job.Masker.Mask}, nil
 	}
 	dir, err := os.Getwd()
 	if err != nil {
@@ -75,7 +73,7 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		return nil, err
 	}
 	job.Journal = writer
-	return &record{writer, cmd.Flags().Args(), hosts, f.stateDir, readOnce("", f.settings), job.Masker.Mask}, nil
+	return &record{writer, cmd.Flags().Args(), hosts, f.stateDir, readOnce("", f.settings), false, job.Masker.Mask}, nil
 }
 
 // unknownDebts says what to do about a record that does not tell what it owes.
@@ -196,8 +194,11 @@ func (r *record) closingPage(s engine.Summary, owed []journal.Owed, earlier []jo
 // goOn is what to type to go on, with answers where some are needed.
 func (r *record) goOn(questions []engine.Question) (title string, lines []string) {
 	var accept, again, tasks []string
+	if r.accepted && len(questions) > 0 {
+		accept = []string{"--accept-changes"} // what was accepted would be asked again
+	}
 	for _, q := range questions {
-		where := journal.Answer(q.Host, q.Task)
+		where := journal.Answer(q.Host, q.Task, q.Item)
 		switch {
 		case q.Accept:
 			accept = []string{"--accept-changes"}

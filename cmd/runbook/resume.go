@@ -24,8 +24,10 @@ type resumed struct {
 	rerun, markDone []string
 	given           []string // values of -e
 	acceptChanges   bool
-	edited          []journal.Book // the books as they are now, where they are not what they were
-	others          []string       // the hosts as they are now, where they are others
+	edited          []journal.Book    // the books as they are now, where they are not what they were
+	tasks           map[string]string // and today's id of each of their tasks that was there before
+	others          []string          // the hosts as they are now, where they are others
+	own             []journal.Owed    // what the earlier parts of the run owe
 }
 
 func newResume() *cobra.Command {
@@ -170,7 +172,7 @@ func whichRun(stateDir, id string) (journal.Info, error) {
 }
 
 // fit compares the books and hosts with those of the record, and makes the record speak of today's tasks.
-func (r *resumed) fit(books []journal.Book, hosts []string) error {
+func (r *resumed) fit(stateDir string, books []journal.Book, hosts []string) error {
 	last, lastHosts := lastBooks(r.records), r.run.Hosts
 	for _, rec := range r.records {
 		if rec.Resume != nil && len(rec.Resume.Hosts) > 0 {
@@ -189,12 +191,44 @@ func (r *resumed) fit(books []journal.Book, hosts []string) error {
 		}
 		return fmt.Errorf("cannot resume %s as it is: %s\n    %s\n    hint: --accept-changes goes on with all as it is now; no host was touched", r.run.ID, what, strings.Join(differences, "\n    "))
 	}
+	today, _ := compare(last, books, nil)
 	if len(edits)+len(moves) > 0 {
-		r.edited, r.others = books, hosts
+		r.edited, r.tasks, r.others = books, today, hosts
 	}
-	today, _ := compare(r.run.Books, books, nil)
-	var kept []journal.Record
+	// What other runs have paid is told in the terms of the last part of the run.
+	paying := inTermsOf(r.records, r.run.Books, last)
+	if err := journal.Paid(stateDir, r.run.ID, paying); err != nil {
+		return unknownDebts(stateDir, err)
+	}
+	paid := map[int][]string{}
+	for _, rec := range paying {
+		switch {
+		case rec.Begin != nil:
+			paid[rec.N] = inTerms(today, rec.Begin.Paid)
+		case rec.End != nil:
+			paid[rec.N] = inTerms(today, rec.End.Paid)
+		}
+	}
+	r.records = inTermsOf(r.records, r.run.Books, books)
 	for _, rec := range r.records {
+		switch {
+		case rec.Begin != nil:
+			rec.Begin.Paid = paid[rec.N]
+		case rec.End != nil:
+			rec.End.Paid = paid[rec.N]
+		}
+	}
+	r.own = slices.DeleteFunc(r.own, func(o journal.Owed) bool { return today[o.Handler] == "" })
+	for i := range r.own {
+		r.own[i].Handler = today[r.own[i].Handler]
+	}
+	return nil
+}
+
+// inTermsOf makes records that begin with some books speak of the tasks of other ones.
+func inTermsOf(records []journal.Record, first, books []journal.Book) (kept []journal.Record) {
+	today, _ := compare(first, books, nil)
+	for _, rec := range records {
 		switch {
 		case rec.Resume != nil && len(rec.Resume.Books) > 0:
 			today, _ = compare(rec.Resume.Books, books, nil) // what follows speaks of these
@@ -203,20 +237,19 @@ func (r *resumed) fit(books []journal.Book, hosts []string) error {
 			if begin.Task = today[begin.Task]; begin.Task == "" {
 				continue
 			}
-			begin.Notify, begin.Paid = inTerms(today, begin.Notify), inTerms(today, begin.Paid)
+			begin.Notify = inTerms(today, begin.Notify)
 			rec.Begin = &begin
 		case rec.End != nil:
 			end := *rec.End
 			if end.Task = today[end.Task]; end.Task == "" {
 				continue
 			}
-			end.Paid, end.Notified = inTerms(today, end.Paid), inTerms(today, end.Notified)
+			end.Notified = inTerms(today, end.Notified)
 			rec.End = &end
 		}
 		kept = append(kept, rec)
 	}
-	r.records = kept
-	return nil
+	return kept
 }
 
 // lastBooks are the books of a run as the last part of it had them.
@@ -374,37 +407,51 @@ func align(old, now []journal.Task) []alike {
 
 // unanswered lists what --rerun and --mark-done name and was not under way.
 func (r *resumed) unanswered() error {
-	underWay := map[journal.Key]string{}
+	type doing struct{ host, name, label string }
+	open := map[journal.Key]doing{}
 	for _, rec := range r.records {
 		switch {
 		case rec.Begin != nil:
-			underWay[rec.Begin.Key] = rec.Begin.Name
-		case rec.End != nil && (rec.End.Effect && rec.End.Withheld || rec.End.Unseen):
-			underWay[rec.End.Key] = rec.End.Name // it was done, and what it returned is not on record
-		case rec.End != nil && rec.End.Status != string(report.Unreachable):
-			delete(underWay, rec.End.Key)
+			open[rec.Begin.Key] = doing{rec.Begin.Host, rec.Begin.Name, rec.Begin.Label}
+		case rec.End != nil && (rec.End.Withheld || rec.End.Unseen):
+			open[rec.End.Key] = doing{rec.End.Host, rec.End.Name, rec.End.Label} // it was done, and what it returned is not on record
+		case rec.End != nil && rec.End.Digest != "" && rec.End.Status != string(report.Unreachable):
+			delete(open, rec.End.Key)
 		}
 	}
-	tasks, places := map[string]bool{}, []string{}
-	for key, name := range underWay {
-		tasks[name] = true
-		places = append(places, journal.Answer(key.Host, name))
+	meant := func(answer string) (all []doing) {
+		for _, d := range open {
+			for _, item := range []string{"", d.label} {
+				here := journal.Answer(d.host, d.name, item)
+				if answer == here || answer == strings.TrimPrefix(here, d.host+"/") {
+					all = append(all, d)
+				}
+			}
+		}
+		return all
 	}
-	slices.Sort(places)
-	places = slices.Compact(places)
-	for _, name := range append(slices.Clone(r.rerun), r.markDone...) {
-		if tasks[name] || slices.Contains(places, name) {
+	for _, answer := range append(slices.Clone(r.rerun), r.markDone...) {
+		if len(meant(answer)) > 0 {
 			continue
 		}
+		var places []string
+		for _, d := range open {
+			places = append(places, journal.Answer(d.host, d.name, d.label))
+		}
+		slices.Sort(places)
 		hint := ""
-		if len(places) > 0 {
+		if places = slices.Compact(places); len(places) > 0 {
 			hint = "\n    hint: these were: " + strings.Join(places, ", ")
 		}
-		return fmt.Errorf("cannot decide about %q: no task of that name was under way when the run ended%s", name, hint)
+		return fmt.Errorf("cannot decide about %q: no task of that name was under way when the run ended%s", answer, hint)
 	}
-	for _, name := range r.rerun {
-		if slices.Contains(r.markDone, name) {
-			return fmt.Errorf("cannot decide about %q: --rerun and --mark-done both name it", name)
+	for _, again := range r.rerun {
+		for _, done := range r.markDone {
+			for _, d := range meant(again) {
+				if slices.Contains(meant(done), d) {
+					return fmt.Errorf("cannot decide about %q: --rerun and --mark-done both name it", journal.Answer(d.host, d.name, d.label))
+				}
+			}
 		}
 	}
 	return nil
@@ -412,6 +459,6 @@ func (r *resumed) unanswered() error {
 
 // settings hands the engine what is on record.
 func (r *resumed) settings(job *engine.Job) {
-	job.Journal, job.Past = r.writer, r.records
+	job.Journal, job.Past, job.Own = r.writer, r.records, r.own
 	job.Rerun, job.MarkDone, job.AcceptChanges = r.rerun, r.markDone, r.acceptChanges
 }

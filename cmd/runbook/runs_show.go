@@ -329,7 +329,7 @@ func underWay(records []journal.Record) []journal.Record {
 		switch {
 		case r.Begin != nil:
 			open[r.Begin.Key] = r
-		case r.End != nil && !(r.End.Status == string(report.Unreachable) && r.End.Effect):
+		case r.End != nil && r.End.Digest != "" && !(r.End.Status == string(report.Unreachable) && r.End.Effect):
 			delete(open, r.End.Key)
 		}
 	}

@@ -126,8 +126,13 @@ type Key struct {
 	Nth  int    `json:"nth"`
 }
 
-// Answer is how --rerun and --mark-done name a task on one host; its name alone is that task on all hosts.
-func Answer(host, task string) string { return host + "/" + task }
+// Answer is how --rerun and --mark-done name a task on one host, or one item of its loop there; its name alone is that task on all hosts.
+func Answer(host, task, item string) string {
+	if item != "" {
+		task += " [" + item + "]"
+	}
+	return host + "/" + task
+}
 
 // Begin is written before a task may change its host.
 type Begin struct {
@@ -153,7 +158,8 @@ type End struct {
 	Status   string            `json:"status"`
 	Result   json.RawMessage   `json:"result,omitempty"`
 	Values   json.RawMessage   `json:"values,omitempty"`
-	Withheld bool              `json:"withheld,omitempty"` // the values held secrets and are not here
+	Withheld bool              `json:"withheld,omitempty"` // those of the values that hold secrets, or are too large, are not here
+	Seals    map[string]string `json:"seals,omitempty"`    // of these, Seal of each: whether it is the same can be told
 	Unseen   bool              `json:"unseen,omitempty"`   // the values are not known: a person took it for done
 	Notified []string          `json:"notified,omitempty"` // task ids of handlers
 	Paid     []string          `json:"-"`                  // those of them that another run has run since: see the function
@@ -188,15 +194,16 @@ func (r *Record) Settlements() []Settled {
 
 // Resume says that a run was taken up again, and what a person decided.
 type Resume struct {
-	Version    string   `json:"version"`
-	PID        int      `json:"pid"`
-	User       string   `json:"user"`
-	Controller string   `json:"controller"`
-	Rerun      []string `json:"rerun,omitempty"`
-	MarkDone   []string `json:"mark_done,omitempty"`
-	Settings   []string `json:"settings,omitempty"` // values of -e that were given; no secret can be in them
-	Books      []Book   `json:"books,omitempty"`    // as they were from here on, where they had been edited
-	Hosts      []string `json:"hosts,omitempty"`    // where they are others than before
+	Version    string            `json:"version"`
+	PID        int               `json:"pid"`
+	User       string            `json:"user"`
+	Controller string            `json:"controller"`
+	Rerun      []string          `json:"rerun,omitempty"`
+	MarkDone   []string          `json:"mark_done,omitempty"`
+	Settings   []string          `json:"settings,omitempty"` // values of -e that were given; no secret can be in them
+	Books      []Book            `json:"books,omitempty"`    // as they were from here on, where they had been edited
+	Tasks      map[string]string `json:"tasks,omitempty"`    // and today's id of each task that is still there
+	Hosts      []string          `json:"hosts,omitempty"`    // where they are others than before
 }
 
 // The ways in which a run is closed.
@@ -222,6 +229,7 @@ type Owed struct {
 	Handler string `json:"handler"` // task id
 	Name    string `json:"name"`
 	N       int    `json:"at"`                // the number of the record that says so
+	Last    int    `json:"last,omitempty"`    // of what may have notified it too, if that is a later one
 	Unsure  bool   `json:"unsure,omitempty"`  // the task that notifies it was under way when the run died: it may have changed its host
 	Machine string `json:"machine,omitempty"` // as in Facts
 }

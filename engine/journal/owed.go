@@ -168,6 +168,14 @@ func (e *End) Owes() []string {
 	return slices.DeleteFunc(slices.Clone(e.Notified), func(handler string) bool { return slices.Contains(e.Paid, handler) })
 }
 
+// Owes returns the handlers that a task may have notified which was begun, if it was, but for those that another run has run since.
+func (b *Begin) Owes() []string {
+	if b == nil {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(b.Notify), func(handler string) bool { return slices.Contains(b.Paid, handler) })
+}
+
 // forgiven reports whether a run has gone on after a failure as its book says.
 func (e *End) forgiven() bool {
 	var result struct{ Ignored, Rescued bool }
@@ -207,22 +215,21 @@ func owing(path string) ([]Debt, error) {
 				return nil
 			}
 			// The books were edited: what is owed has another number from here on.
-			today, ids := map[string]name{}, map[name]string{}
+			today, ids := map[string]name{}, r.Resume.Tasks
 			for _, b := range r.Resume.Books {
 				for _, t := range b.Tasks {
 					today[t.ID] = name{b.Key(), t.Play, t.Name}
-					ids[today[t.ID]] = t.ID
 				}
 			}
 			still := map[handler]int{}
 			for h, n := range owed {
-				if id, there := ids[names[h.task]]; there {
+				if id, there := ids[h.task]; there {
 					still[handler{h.host, id}] = n
 				}
 			}
 			had := map[handler]int{}
 			for h, n := range turns {
-				if id, there := ids[names[h.task]]; there {
+				if id, there := ids[h.task]; there {
 					had[handler{h.host, id}] = n
 				}
 			}
@@ -230,12 +237,12 @@ func owing(path string) ([]Debt, error) {
 			begun := map[Key]Record{}
 			for key, r := range open {
 				begin := *r.Begin
-				if begin.Task = ids[names[key.Task]]; begin.Task == "" {
+				if begin.Task = ids[key.Task]; begin.Task == "" {
 					begin.Task = "gone " + key.Task // it may have notified all the same
 				}
 				begin.Notify = nil
 				for _, handler := range r.Begin.Notify {
-					if id, there := ids[names[handler]]; there {
+					if id, there := ids[handler]; there {
 						begin.Notify = append(begin.Notify, id)
 					}
 				}
@@ -266,17 +273,22 @@ func owing(path string) ([]Debt, error) {
 		return Debt{Run: run.ID, Owed: Owed{Host: host, Machine: machines[host], Book: t.book, Play: t.play, Handler: id, Name: t.name, N: n, Unsure: unsure}}
 	}
 	var out []Debt
-	for h, n := range owed {
-		out = append(out, debt(h.host, h.task, n, false))
-	}
-	unsure := map[handler]int{}
+	unsure, last := map[handler]int{}, map[handler]int{}
 	for _, r := range open {
 		for _, id := range r.Begin.Notify {
 			h := handler{r.Begin.Host, id}
+			last[h] = max(last[h], r.N)
 			if _, sure := owed[h]; !sure && r.N > turns[h] {
 				unsure[h] = max(unsure[h], r.N)
 			}
 		}
+	}
+	for h, n := range owed {
+		d := debt(h.host, h.task, n, false)
+		if last[h] > n {
+			d.Last = last[h]
+		}
+		out = append(out, d)
 	}
 	for h, n := range unsure {
 		out = append(out, debt(h.host, h.task, n, true))

@@ -76,6 +76,8 @@ type Plan struct {
 	Wait bool
 	// Pending says that Values are placeholders until Apply has run: in check mode they are unknown to later tasks.
 	Pending bool
+	// Idle says that Values tell that nothing was to be done, which is not what Apply returns.
+	Idle bool
 	// Effects are what Changes would make of things on the host that other modules look at. A plan with changes and without
 	// effects may touch anything.
 	Effects []Effect
