@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -1162,7 +1163,12 @@ func (p *playRun) hold(ctx context.Context, h *hostRun, user string) *outcome {
 	defer h.holding.Unlock()
 	held, tried := h.holds[user]
 	if !tried {
-		held.release, held.err = p.lock(ctx, h, user)
+		waiting, done := p.untilStop(ctx) // another command may have it for long
+		held.release, held.err = p.lock(waiting, h, user)
+		if held.err != nil && waiting.Err() != nil && ctx.Err() == nil {
+			held.err = errors.New("the run was ended while it waited for the host's lock")
+		}
+		done()
 		h.holds[user] = held
 	}
 	if held.err == nil {
