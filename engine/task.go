@@ -139,7 +139,9 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 		}
 	}
 	// Of an item that could not even be evaluated it is not known what it was called.
-	if nameless := slices.ContainsFunc(all, func(o outcome) bool { return o.result.Status == report.Failed && (o.doing == nil || o.doing.digest == "") }); through && !nameless {
+	if nameless := slices.ContainsFunc(all, func(o outcome) bool {
+		return o.result.Status == report.Failed && (o.doing == nil || o.doing.digest == "")
+	}); through && !nameless {
 		if out := p.leftover(t, h, nth); out != nil {
 			e := p.taskEvent(report.TaskEnd, t, h, p.taskName(t, env), "")
 			e.Result = &out.result
