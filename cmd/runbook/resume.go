@@ -133,7 +133,7 @@ func (r *resumed) do(cmd *cobra.Command, stateDir, id string, adjust func(*jobFl
 
 // whichRun is the run that is meant: the id, or one that begins with it, or the last that can be resumed.
 func whichRun(stateDir, id string) (journal.Info, error) {
-	runs, err := listRuns(stateDir)
+	runs, err := journal.List(stateDir)
 	if err != nil {
 		return journal.Info{}, err
 	}

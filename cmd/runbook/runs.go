@@ -114,7 +114,7 @@ type pastRun struct {
 
 // lookAtRuns lists the runs with what they owe.
 func lookAtRuns(stateDir string, stderr io.Writer) ([]pastRun, error) {
-	infos, err := listRuns(stateDir)
+	infos, err := journal.List(stateDir)
 	if err != nil {
 		return nil, err
 	}
@@ -132,24 +132,6 @@ func lookAtRuns(stateDir string, stderr io.Writer) ([]pastRun, error) {
 	}
 	return runs, nil
 }
-
-// listRuns lists the runs, the newest first: ids alone do not tell which of two of the same second that is.
-func listRuns(stateDir string) ([]journal.Info, error) {
-	runs, err := journal.List(stateDir)
-	slices.SortStableFunc(runs, func(a, b journal.Info) int { return startOf(b).Compare(startOf(a)) })
-	return runs, err
-}
-
-// startOf is when a run was started; where its record cannot tell, its id does.
-func startOf(r journal.Info) time.Time {
-	if !r.Started.IsZero() || len(r.ID) < len(idTime) {
-		return r.Started
-	}
-	at, _ := time.Parse(idTime, r.ID[:len(idTime)])
-	return at
-}
-
-const idTime = "20060102-150405"
 
 // tellAll writes the lines of an error, and nothing of none.
 func tellAll(w io.Writer, err error) {
@@ -226,7 +208,7 @@ func listText(stdout, stderr io.Writer, runs []pastRun) error {
 		if len(r.debts) > 0 {
 			owed = fmt.Sprint(len(r.debts))
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, localTime(startOf(r.Info)), took, r.status(), resume, owed, hosts,
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, localTime(r.Began()), took, r.status(), resume, owed, hosts,
 			report.Clean(strings.Join(booksOf(r.Run), ", ")))
 	}
 	if err := table.Flush(); err != nil {
@@ -314,7 +296,7 @@ var errNoRun = errors.New("no run is on record")
 
 // findRun is pickRun for those who only read. Without an id it is the last run of this machine.
 func findRun(stateDir, id string) (journal.Info, error) {
-	runs, err := listRuns(stateDir)
+	runs, err := journal.List(stateDir)
 	if err != nil {
 		return journal.Info{}, err
 	}

@@ -575,7 +575,8 @@ func TestPruneTakenUp(t *testing.T) {
 	}
 }
 
-// TestOrder guards that the order of runs is that in which they were made, whatever the clock said.
+// TestOrder guards that the order of runs is that in which they were made, whatever the clock said; one of which not even the number can be read
+// stands where its id puts it.
 func TestOrder(t *testing.T) {
 	s, _ := scratch(t)
 	var want []string
@@ -587,6 +588,9 @@ func TestOrder(t *testing.T) {
 		must(t, w.Close())
 		want = append([]string{id}, want...)
 	}
+	garbled := "20991231-101530-dddd"
+	must(t, os.WriteFile(s.path(garbled), []byte("garbage\n"), 0o600))
+	want = append([]string{garbled}, want...)
 	all, err := s.list()
 	must(t, err)
 	var got []string

@@ -74,6 +74,15 @@ type Info struct {
 	Err       error
 }
 
+// Began is when the run was started by the clock of its controller; where its record cannot tell, its id does.
+func (i Info) Began() time.Time {
+	if !i.Started.IsZero() || len(i.ID) < len(idTime) {
+		return i.Started
+	}
+	at, _ := time.Parse(idTime, i.ID[:len(idTime)])
+	return at
+}
+
 // List returns all runs, the newest first. The chain of each is verified from end to end: of a damaged one nothing is believed but how it began.
 func List(stateDir string) ([]Info, error) {
 	s, err := at(stateDir)
@@ -111,28 +120,29 @@ func (s state) list() ([]Info, error) {
 	return newestFirst(out), nil
 }
 
-// newestFirst orders runs by their numbers, and puts those of other controllers between them by the time.
+// newestFirst orders runs by their numbers. Those without one that counts here, which were made elsewhere or are damaged in their first line, stand
+// between them by the time.
 func newestFirst(all []Info) []Info {
-	var own, imported []Info
+	var numbered, others []Info
 	for _, info := range all {
-		if info.Imported {
-			imported = append(imported, info)
+		if info.Imported || info.Run.Seq == 0 {
+			others = append(others, info)
 		} else {
-			own = append(own, info)
+			numbered = append(numbered, info)
 		}
 	}
 	// An id has the second only.
-	later := func(a, b Info) int { return cmp.Or(b.Started.Compare(a.Started), cmp.Compare(b.ID, a.ID)) }
-	slices.SortFunc(own, func(a, b Info) int { return cmp.Or(cmp.Compare(b.Run.Seq, a.Run.Seq), later(a, b)) })
-	slices.SortFunc(imported, later)
+	later := func(a, b Info) int { return cmp.Or(b.Began().Compare(a.Began()), cmp.Compare(b.ID, a.ID)) }
+	slices.SortFunc(numbered, func(a, b Info) int { return cmp.Or(cmp.Compare(b.Run.Seq, a.Run.Seq), later(a, b)) })
+	slices.SortFunc(others, later)
 	var out []Info
-	for _, info := range own {
-		for len(imported) > 0 && later(imported[0], info) < 0 {
-			out, imported = append(out, imported[0]), imported[1:]
+	for _, info := range numbered {
+		for len(others) > 0 && later(others[0], info) < 0 {
+			out, others = append(out, others[0]), others[1:]
 		}
 		out = append(out, info)
 	}
-	return append(out, imported...)
+	return append(out, others...)
 }
 
 // lastSeq is the highest number of a run; of damaged ones none is known.
