@@ -141,7 +141,7 @@ func (s state) find(id string) (path string, imported bool, err error) {
 		return "", false, err
 	}
 	for _, path := range []string{s.path(id), s.foreign(id)} {
-		if _, err := os.Stat(path); err == nil {
+		if _, err := os.Lstat(path); err == nil {
 			return path, path == s.foreign(id), nil
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return "", false, fmt.Errorf("cannot find the run %s: %w", id, err)
