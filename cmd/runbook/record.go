@@ -2,12 +2,10 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/user"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -76,16 +74,6 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 	}
 	job.Journal = writer
 	return &record{writer, cmd.Flags().Args(), hosts, f.stateDir, readOnce("", f.settings), job.Masker.Mask}, nil
-}
-
-// unknownDebts says what to do about a record that does not tell what it owes.
-func unknownDebts(stateDir string, err error) error {
-	var corrupt *journal.CorruptError
-	if !errors.As(err, &corrupt) {
-		return err
-	}
-	id := strings.TrimSuffix(filepath.Base(corrupt.Path), ".jsonl")
-	return fmt.Errorf("cannot tell what earlier runs still owe to the hosts: %w\n    hint: see what it did with %s, then move the file away; no host was touched", err, commandLine(stateDir, "runs", "show", id))
 }
 
 // operator is who runs the program, and where.

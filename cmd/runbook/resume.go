@@ -97,7 +97,7 @@ func (r *resumed) do(cmd *cobra.Command, stateDir, id string, adjust func(*jobFl
 	}
 	id = info.ID
 	if r.writer, r.records, err = journal.Open(stateDir, id); err != nil {
-		return unreadable(stateDir, id, err)
+		return whatToDo(stateDir, id, err)
 	}
 	closing := r.writer
 	defer func() { _ = closing.Close() }()
@@ -152,7 +152,7 @@ func whichRun(stateDir, id string) (journal.Info, error) {
 		case r.Writer != nil:
 			why = append(why, r.Writer.Error())
 		case r.Status == journal.Corrupt:
-			why = append(why, "the record of "+r.ID+" is damaged")
+			why = append(why, "the record of "+r.ID+" is "+unbelieved(r.Err))
 		case r.Status == journal.Done && err == nil:
 			// What an old run had still to do may by now be the wrong thing to do.
 			why = append(why, "since then "+r.ID+" went through")

@@ -156,7 +156,7 @@ written as far as it has come.`,
 				err = newFile(out, func(w io.Writer) error { return journal.Export(stateDir, info.ID, w) })
 			}
 			if err != nil {
-				return damaged(cmd.ErrOrStderr(), unreadable(stateDir, info.ID, err))
+				return damaged(cmd.ErrOrStderr(), whatToDo(stateDir, info.ID, err))
 			}
 			return nil
 		},

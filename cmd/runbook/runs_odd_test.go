@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"runbook/engine/journal"
 )
@@ -57,6 +60,7 @@ func call(t *testing.T, want int, args ...string) (stdout, stderr string) {
 // TestClockAhead: a run that was dated by a clock which was ahead does not hide those that came after it.
 func TestClockAhead(t *testing.T) {
 	dir := t.TempDir()
+	t.Chdir(dir) // resume goes to the directory of the run
 	early, path := started(t, dir, journal.Run{ID: "20991231-101530-aaaa", Dir: dir, Args: []string{"run"}})
 	rewrite(t, path, `"time":"[^"]*"`, `"time":"`+time.Now().Add(24*time.Hour).UTC().Format(time.RFC3339)+`"`)
 	late, _ := started(t, dir, journal.Run{Dir: dir, Args: []string{"run"}})
@@ -69,5 +73,59 @@ func TestClockAhead(t *testing.T) {
 	}
 	if _, errs := call(t, exitBadInput, "resume", "--state-dir", dir); !strings.Contains(errs, "resuming run "+late) {
 		t.Errorf("not the last run is resumed: %s", errs)
+	}
+}
+
+// TestOddRecords: what is wrong with a record is told by the verbs that meet it, with what to do, and hides none of the others. A run, which has to know
+// what all others owe, is refused.
+func TestOddRecords(t *testing.T) {
+	for _, odd := range []struct {
+		make                     func(t *testing.T, path string)
+		status, reason, run, one string // one: what to do about that record itself
+	}{
+		{func(t *testing.T, path string) { rewrite(t, path, `"format":1`, `"format":2`) }, "of format 2",
+			"has format 2, of runbook 9.0: this one reads format 1", "use that version, or a later one, which can tell; or move the file away", "hint: use that version, or a later one"},
+		{func(t *testing.T, path string) {
+			if err := errors.Join(os.Remove(path), unix.Mkfifo(path, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}, "unreadable", "cannot be read: it is a named pipe and not a regular file", "see to it that the file can be read; or move it away", "it is a named pipe"},
+		{func(t *testing.T, path string) {
+			if err := os.WriteFile(path, []byte("garbage\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "damaged", "is damaged at byte 0, record 1", "see what it did with runbook runs show 20261126-101530-odd2 ", "is damaged at byte 0"},
+	} {
+		dir := t.TempDir()
+		good, _ := started(t, dir, journal.Run{Args: []string{"run"}})
+		id, path := started(t, dir, journal.Run{ID: "20261126-101530-odd2", Version: "9.0", Args: []string{"run"}})
+		odd.make(t, path)
+		site := filepath.Join(dir, "site.yml")
+		book := filepath.Join(dir, "book.yml")
+		for file, text := range map[string]string{site: "groups: {all: {connection: local, hosts: {here: {}}}}\n",
+			book: "runbook: Nothing\nplays:\n  - hosts: all\n    tasks:\n      - command: {shell: 'touch " + dir + "/touched'}\n"} {
+			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, output := range []string{"text", "json"} {
+			out, errs := call(t, exitFailed, "runs", "--output", output, "--state-dir", dir)
+			if !strings.Contains(out, good) || !strings.Contains(out, id) || !strings.Contains(out, odd.status) || strings.Count(errs, odd.reason) != 1 {
+				t.Errorf("%s: listed as\n%s%s", odd.status, out, errs)
+			}
+		}
+		if _, errs := call(t, exitFailed, "runs", "show", id, "--state-dir", dir); !strings.Contains(errs, odd.reason) || !strings.Contains(errs, odd.one) {
+			t.Errorf("%s: shown as %s", odd.status, errs)
+		}
+		if _, errs := call(t, exitBadInput, "resume", id, "--state-dir", dir); !strings.Contains(errs, odd.one) {
+			t.Errorf("%s: resumed: %s", odd.status, errs)
+		}
+		_, errs := call(t, exitBadInput, "run", "-i", site, book, "--state-dir", dir)
+		if !strings.Contains(errs, "cannot tell what earlier runs still owe to the hosts: the journal "+path) || !strings.Contains(errs, odd.run) {
+			t.Errorf("%s: run: %s", odd.status, errs)
+		}
+		if _, err := os.Stat(filepath.Join(dir, "touched")); err == nil {
+			t.Errorf("%s: a run went on", odd.status)
+		}
 	}
 }

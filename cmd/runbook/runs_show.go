@@ -131,7 +131,7 @@ func statusSentence(r pastRun, broken error) string {
 	var parts []string
 	switch {
 	case broken != nil:
-		parts = append(parts, "damaged")
+		parts = append(parts, unbelieved(broken))
 	case r.Status == journal.Running:
 		parts = append(parts, "running, for "+report.Duration(r.took()))
 	case r.Status == journal.Dead:
