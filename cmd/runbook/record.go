@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/user"
 	"slices"
 	"strings"
 
@@ -14,6 +13,7 @@ import (
 	"runbook/engine"
 	"runbook/engine/journal"
 	"runbook/engine/report"
+	"runbook/engine/transport"
 )
 
 // record is the journal of the run that is under way.
@@ -35,7 +35,7 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 	if debts != nil {
 		return nil, unknownDebts(f.stateDir, debts)
 	}
-	who, controller := operator()
+	who, controller := transport.Operator()
 	if past != nil {
 		if err := journal.Paid(f.stateDir, past.run.ID, past.records); err != nil {
 			return nil, unknownDebts(f.stateDir, err)
@@ -74,15 +74,6 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 	}
 	job.Journal = writer
 	return &record{writer, cmd.Flags().Args(), hosts, f.stateDir, readOnce("", f.settings), job.Masker.Mask}, nil
-}
-
-// operator is who runs the program, and where.
-func operator() (who, controller string) {
-	if u, err := user.Current(); err == nil {
-		who = u.Username
-	}
-	controller, _ = os.Hostname()
-	return who, controller
 }
 
 // end closes the record and, where the run is not through, says how things are and how to go on. The same text is in the record.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"runbook/engine/journal"
+	"runbook/engine/transport"
 )
 
 // started puts a run on record that died at once.
@@ -55,6 +56,33 @@ func call(t *testing.T, want int, args ...string) (stdout, stderr string) {
 		t.Errorf("runbook %s: exit code %d, want %d: %s%s", strings.Join(args, " "), got, want, &out, &errs)
 	}
 	return out.String(), errs.String()
+}
+
+// siteAndBook makes an inventory of this machine alone, and a book whose one task is a command.
+func siteAndBook(t *testing.T, shell string) (site, book string) {
+	t.Helper()
+	t.Setenv("RUNBOOK_LOCK_DIR", t.TempDir())
+	dir := t.TempDir()
+	site, book = filepath.Join(dir, "site.yml"), filepath.Join(dir, "book.yml")
+	for file, text := range map[string]string{site: "groups: {all: {connection: local, hosts: {here: {}}}}\n",
+		book: "runbook: One thing\nplays:\n  - hosts: all\n    tasks:\n      - {name: The thing, command: {shell: '" + shell + "'}}\n"} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return site, book
+}
+
+// TestRecordedOperator: a record says of who started the run what the lock on the host says, under sudo too.
+func TestRecordedOperator(t *testing.T) {
+	t.Setenv("SUDO_USER", "alice")
+	dir := t.TempDir()
+	site, book := siteAndBook(t, "true")
+	call(t, exitDone, "run", "-i", site, book, "--state-dir", dir)
+	me := transport.Self("")
+	if out, _ := call(t, exitDone, "runs", "show", "--state-dir", dir); !strings.Contains(out, fmt.Sprintf(" by %s on %s, process ", me.User, me.Controller)) {
+		t.Errorf("not by %s:\n%s", me.User, out)
+	}
 }
 
 // TestClockAhead: a run that was dated by a clock which was ahead does not hide those that came after it.
@@ -100,14 +128,7 @@ func TestOddRecords(t *testing.T) {
 		good, _ := started(t, dir, journal.Run{Args: []string{"run"}})
 		id, path := started(t, dir, journal.Run{ID: "20261126-101530-odd2", Version: "9.0", Args: []string{"run"}})
 		odd.make(t, path)
-		site := filepath.Join(dir, "site.yml")
-		book := filepath.Join(dir, "book.yml")
-		for file, text := range map[string]string{site: "groups: {all: {connection: local, hosts: {here: {}}}}\n",
-			book: "runbook: Nothing\nplays:\n  - hosts: all\n    tasks:\n      - command: {shell: 'touch " + dir + "/touched'}\n"} {
-			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
+		site, book := siteAndBook(t, "touch "+dir+"/touched")
 		for _, output := range []string{"text", "json"} {
 			out, errs := call(t, exitFailed, "runs", "--output", output, "--state-dir", dir)
 			if !strings.Contains(out, good) || !strings.Contains(out, id) || !strings.Contains(out, odd.status) || strings.Count(errs, odd.reason) != 1 {

@@ -54,15 +54,21 @@ type Holder struct {
 // Self is the Holder that this process is.
 func Self(run string) Holder {
 	me := Holder{Run: run, PID: os.Getpid(), Mark: selfMark()}
-	me.Controller, _ = os.Hostname()
-	if u, err := user.Current(); err == nil {
-		me.User = u.Username
-	}
-	me.User = cmp.Or(me.User, os.Getenv("USER"), fmt.Sprintf("user %d", os.Getuid()))
-	if by := os.Getenv("SUDO_USER"); by != "" && os.Geteuid() == 0 {
-		me.User = by
-	}
+	me.User, me.Controller = Operator()
 	return me
+}
+
+// Operator is who runs this program, and on which machine: under sudo the person, not root, and never nobody.
+func Operator() (name, controller string) {
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	name = cmp.Or(name, os.Getenv("USER"), fmt.Sprintf("user %d", os.Getuid()))
+	if by := os.Getenv("SUDO_USER"); by != "" && os.Geteuid() == 0 {
+		name = by
+	}
+	controller, _ = os.Hostname()
+	return name, controller
 }
 
 // selfMark is: machine, boot, space of process numbers, start of this process.
