@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -138,9 +139,9 @@ func newRunsExport() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "export RUN",
 		Short: "Write the record of a run as one file",
-		Long: `Write the record of a run as one file, which "runbook runs import" takes up on another machine, and which nobody can change
-or cut short without its being seen. No secret is in it, but the names of hosts, users, files and settings are. A RUN that is under way is
-written as far as it has come.`,
+		Long: `Write the record of a run as one file, which "runbook runs import" takes up on another machine. Damage on the way is seen there, and so
+is a file that was cut short; but its sums have no key, so whoever changes it on purpose can make them fit. No secret is in it, but the names
+of hosts, users, files and settings are. A RUN that is under way is written as far as it has come.`,
 		Args: func(cmd *cobra.Command, args []string) error { return runsNamed(cmd, args, 1) },
 		RunE: func(cmd *cobra.Command, args []string) error {
 			info, err := findRun(stateDir, args[0])
@@ -204,7 +205,7 @@ func newRunsImport() *cobra.Command {
 		Use:   "import FILE",
 		Short: "Take up the record of a run of another machine, to read it here",
 		Long: `Take up a file that "runbook runs export" wrote (- is standard input). The run is listed, shown and compared like those of this machine.
-It cannot be resumed here, and what it owes is owed where it ran.`,
+It cannot be resumed here, and what it owes is owed where it ran. A file that is damaged or cut short is refused, with exit code 1.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return errors.New("cannot tell what to import\n    hint: name one file, or - for standard input")
@@ -222,8 +223,10 @@ It cannot be resumed here, and what it owes is owed where it ran.`,
 				in = f
 			}
 			id, err := journal.Import(stateDir, in)
-			if err != nil {
+			if errors.Is(err, fs.ErrExist) {
 				return err
+			} else if err != nil {
+				return damaged(cmd.ErrOrStderr(), err)
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), id)
 			return nil
