@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -71,10 +72,11 @@ func parseAge(text string) (time.Duration, error) {
 	if text == "" {
 		return 0, errors.New("cannot prune without an age\n    hint: --older-than 90d")
 	}
+	const longest = time.Duration(math.MaxInt64) // 292 years: no run is older
 	for unit, length := range map[string]time.Duration{"d": 24 * time.Hour, "w": 7 * 24 * time.Hour} {
 		if digits, ok := strings.CutSuffix(text, unit); ok {
-			if n, err := strconv.ParseUint(digits, 10, 16); err == nil {
-				return time.Duration(n) * length, nil
+			if n, err := strconv.ParseUint(digits, 10, 64); err == nil {
+				return length * time.Duration(min(n, uint64(longest/length))), nil
 			}
 		}
 	}
