@@ -73,6 +73,7 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		return nil, err
 	}
 	job.Journal = writer
+	warnUnfinished(cmd.ErrOrStderr(), f.stateDir, books, hosts)
 	return &record{writer, cmd.Flags().Args(), hosts, f.stateDir, readOnce("", f.settings), job.Masker.Mask}, nil
 }
 
