@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -29,12 +30,37 @@ func goOn(stateDir, id string, lost []string, answers ...string) string {
 	return commandLine(stateDir, append([]string{"resume", id}, answers...)...) + strings.Repeat(" -e @FILE", len(lost))
 }
 
-// unreadable adds how to look at a record that is damaged.
-func unreadable(stateDir, id string, err error) error {
-	if !isCorrupt(err) {
+// whatToDo adds to what is wrong with a record how to look at it nevertheless.
+func whatToDo(stateDir, id string, err error) error {
+	var corrupt *journal.CorruptError
+	var format *journal.FormatError
+	switch {
+	case errors.As(err, &corrupt) && corrupt.N > 1:
+		return fmt.Errorf("%w\n    hint: %s shows what can be read", err, commandLine(stateDir, "runs", "show", id))
+	case errors.As(err, &format):
+		return fmt.Errorf("%w\n    hint: use that version, or a later one", err)
+	}
+	return err
+}
+
+// unknownDebts says what to do about a record that does not tell what it owes.
+func unknownDebts(stateDir string, err error) error {
+	var corrupt *journal.CorruptError
+	var format *journal.FormatError
+	var unreadable *journal.UnreadableError
+	hint := ""
+	switch {
+	case errors.As(err, &corrupt):
+		id := strings.TrimSuffix(filepath.Base(corrupt.Path), ".jsonl")
+		hint = fmt.Sprintf("see what it did with %s, then move the file away", commandLine(stateDir, "runs", "show", id))
+	case errors.As(err, &format):
+		hint = "use that version, or a later one, which can tell; or move the file away, and what it owes is forgotten here"
+	case errors.As(err, &unreadable):
+		hint = "see to it that the file can be read; or move it away, and what it owes is forgotten"
+	default:
 		return err
 	}
-	return fmt.Errorf("%w\n    hint: %s shows what can be read", err, commandLine(stateDir, "runs", "show", id))
+	return fmt.Errorf("cannot tell what earlier runs still owe to the hosts: %w\n    hint: %s; no host was touched", err, hint)
 }
 
 // readOnce are those arguments of -e, of a program that was started in dir, that cannot be read again: they name files that are gone, pipes, or

@@ -19,9 +19,9 @@ type interrupts struct {
 }
 
 // interruptible listens for interrupts. The first lets no further task begin, the second ends what is under way, the third ends the
-// program at once. A request to end and a hang-up are interrupts too, and a reader of our output that goes away is none: a run must not
+// program at once, which atOnce is told before. A request to end and a hang-up are interrupts too, and a reader of our output that goes away is none: a run must not
 // die half-way because a pager was closed.
-func interruptible(parent context.Context, stderr io.Writer) interrupts {
+func interruptible(parent context.Context, stderr io.Writer, atOnce func()) interrupts {
 	ctx, cancel := context.WithCancel(parent)
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
@@ -46,6 +46,7 @@ func interruptible(parent context.Context, stderr io.Writer) interrupts {
 				cancel()
 				fmt.Fprintln(stderr, "interrupted: ending what is under way; once more ends the program at once")
 			default:
+				atOnce()
 				os.Exit(exitInterrupted)
 			}
 		}
@@ -56,6 +57,14 @@ func interruptible(parent context.Context, stderr io.Writer) interrupts {
 		close(done)
 		cancel()
 	}}
+}
+
+// farewell is told by a program that ends at once: it has no time for its closing page. There is none of a check, which has no record.
+func (r *record) farewell(stderr io.Writer) {
+	if r != nil {
+		title, lines := r.goOn(nil)
+		fmt.Fprintf(stderr, "%s: %s\n", title, lines[0])
+	}
 }
 
 // asking wraps a prompter: the first interrupt ends a question.

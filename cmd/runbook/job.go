@@ -87,7 +87,8 @@ func (f *jobFlags) do(cmd *cobra.Command, books []string, check bool, past *resu
 	}
 	screen := newScreen(cmd.OutOrStdout(), cmd.ErrOrStderr(), f, job.Masker)
 	defer screen.close()
-	interrupts := interruptible(context.Background(), screen.stderr)
+	// Not by way of the screen, which whatever keeps the program from ending may hold.
+	interrupts := interruptible(context.Background(), screen.stderr, func() { rec.farewell(cmd.ErrOrStderr()) })
 	defer interrupts.close()
 	job.Reporter, job.Stop = screen.reporter, interrupts.stop
 	prompt := interrupts.asking(screen.prompt)

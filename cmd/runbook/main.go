@@ -5,16 +5,17 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
+	"sync"
+	"syscall"
 
 	"github.com/spf13/cobra"
-
-	"runbook/engine/report"
 )
 
 func main() {
@@ -23,23 +24,57 @@ func main() {
 
 // program runs the program with arguments and returns its exit code.
 func program(args []string, stdout, stderr io.Writer) int {
-	root := newRoot()
+	root, out := newRoot(), &output{w: stdout}
 	root.SetArgs(args)
-	root.SetOut(stdout)
+	root.SetOut(out)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(context.WithValue(context.Background(), argsKey{}, args))
+	failure := out.failure()
 	var ended *exitError
+	code := exitDone
 	switch {
-	case err == nil:
-		return exitDone
+	case err == nil || failure != nil && errors.Is(err, failure):
 	case errors.As(err, &ended):
-		return ended.code
+		code = ended.code
+	default: // what comes here was found before anything was touched
+		tellAll(stderr, err)
+		code = exitBadInput
 	}
-	// What comes here was found before anything was touched.
-	for _, line := range report.CleanLines(err.Error()) {
-		fmt.Fprintln(stderr, line)
+	// A reader that goes away has read what it wanted.
+	if failure == nil || errors.Is(failure, syscall.EPIPE) {
+		return code
 	}
-	return exitBadInput
+	fmt.Fprintf(stderr, "cannot write to standard output, which is not whole: %v\n", unwrapPath(failure))
+	if code == exitDone || code == exitDrift {
+		code = exitFailed
+	}
+	return code
+}
+
+// output is the program's standard output. Who writes there need not look whether it can be written: the program does, at its end. A run has to go on
+// meanwhile.
+type output struct {
+	w io.Writer
+
+	mu  sync.Mutex
+	err error // the first
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	n, err := o.w.Write(b)
+	if err != nil {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.err = cmp.Or(o.err, err)
+	}
+	return n, err
+}
+
+// failure is why something could not be written, nil if all was.
+func (o *output) failure() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.err
 }
 
 // argsKey is the context's key for the program's arguments.

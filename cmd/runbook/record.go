@@ -2,12 +2,9 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/user"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -16,6 +13,7 @@ import (
 	"runbook/engine"
 	"runbook/engine/journal"
 	"runbook/engine/report"
+	"runbook/engine/transport"
 )
 
 // record is the journal of the run that is under way.
@@ -38,7 +36,7 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 	if debts != nil {
 		return nil, unknownDebts(f.stateDir, debts)
 	}
-	who, controller := operator()
+	who, controller := transport.Operator()
 	if past != nil {
 		// It owes nothing to others while it is being written, so Debts has not its own.
 		if past.own, err = past.writer.Owed(); err != nil {
@@ -73,26 +71,8 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		return nil, err
 	}
 	job.Journal = writer
+	warnUnfinished(cmd.ErrOrStderr(), f.stateDir, books, hosts)
 	return &record{writer, cmd.Flags().Args(), hosts, f.stateDir, readOnce("", f.settings), false, job.Masker.Mask}, nil
-}
-
-// unknownDebts says what to do about a record that does not tell what it owes.
-func unknownDebts(stateDir string, err error) error {
-	var corrupt *journal.CorruptError
-	if !errors.As(err, &corrupt) {
-		return err
-	}
-	id := strings.TrimSuffix(filepath.Base(corrupt.Path), ".jsonl")
-	return fmt.Errorf("cannot tell what earlier runs still owe to the hosts: %w\n    hint: see what it did with %s, then move the file away; no host was touched", err, commandLine(stateDir, "runs", "show", id))
-}
-
-// operator is who runs the program, and where.
-func operator() (who, controller string) {
-	if u, err := user.Current(); err == nil {
-		who = u.Username
-	}
-	controller, _ = os.Hostname()
-	return who, controller
 }
 
 // end closes the record and, where the run is not through, says how things are and how to go on. The same text is in the record.

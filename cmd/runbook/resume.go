@@ -99,7 +99,7 @@ func (r *resumed) do(cmd *cobra.Command, stateDir, id string, adjust func(*jobFl
 	}
 	id = info.ID
 	if r.writer, r.records, err = journal.Open(stateDir, id); err != nil {
-		return unreadable(stateDir, id, err)
+		return whatToDo(stateDir, id, err)
 	}
 	closing := r.writer
 	defer func() { _ = closing.Close() }()
@@ -135,7 +135,7 @@ func (r *resumed) do(cmd *cobra.Command, stateDir, id string, adjust func(*jobFl
 
 // whichRun is the run that is meant: the id, or one that begins with it, or the last that can be resumed.
 func whichRun(stateDir, id string) (journal.Info, error) {
-	runs, err := listRuns(stateDir)
+	runs, err := journal.List(stateDir)
 	if err != nil {
 		return journal.Info{}, err
 	}
@@ -154,7 +154,7 @@ func whichRun(stateDir, id string) (journal.Info, error) {
 		case r.Writer != nil:
 			why = append(why, r.Writer.Error())
 		case r.Status == journal.Corrupt:
-			why = append(why, "the record of "+r.ID+" is damaged")
+			why = append(why, "the record of "+r.ID+" is "+unbelieved(r.Err))
 		case r.Status == journal.Done && err == nil:
 			// What an old run had still to do may by now be the wrong thing to do.
 			why = append(why, "since then "+r.ID+" went through")
@@ -355,20 +355,7 @@ type alike struct{ old, now *journal.Task }
 // align pairs the tasks of two versions of a book: those that are the same, in order, and between them those of the same name.
 func align(old, now []journal.Task) []alike {
 	same := func(a, b journal.Task) bool { return a.Name == b.Name && a.Digest == b.Digest }
-	// Lengths of the longest common sequences of what is left.
-	length := make([][]int, len(old)+1)
-	for i := range length {
-		length[i] = make([]int, len(now)+1)
-	}
-	for i := len(old) - 1; i >= 0; i-- {
-		for j := len(now) - 1; j >= 0; j-- {
-			if same(old[i], now[j]) {
-				length[i][j] = length[i+1][j+1] + 1
-			} else {
-				length[i][j] = max(length[i+1][j], length[i][j+1])
-			}
-		}
-	}
+	longer := longest(len(old), len(now), func(i, j int) bool { return same(old[i], now[j]) })
 	var pairs []alike
 	var lost, found []*journal.Task
 	between := func() {
@@ -393,7 +380,7 @@ func align(old, now []journal.Task) []alike {
 			between()
 			pairs = append(pairs, alike{&old[i], &now[j]})
 			i, j = i+1, j+1
-		case j == len(now) || i < len(old) && length[i+1][j] >= length[i][j+1]:
+		case j == len(now) || i < len(old) && longer(i, j):
 			lost = append(lost, &old[i])
 			i++
 		default:
@@ -403,6 +390,47 @@ func align(old, now []journal.Task) []alike {
 	}
 	between()
 	return pairs
+}
+
+// longest looks for the longest common sequence of two lists of m and n: longer tells of two places at which these differ whether behind them as
+// much is common to both, or more, if the first list goes a step on as if the second does.
+//
+// A table has that for the part that is left when what is the same at the beginning and at the end is cut off, so that an edit costs what was edited
+// and not the square of the book. It has a bit for each pair of places: if of 10,000 tasks 5,000 in a row differ, 3 MB, and if all do, 12 MB.
+func longest(m, n int, same func(i, j int) bool) (longer func(i, j int) bool) {
+	head := 0
+	for head < min(m, n) && same(head, head) {
+		head++
+	}
+	tail := 0
+	for tail < min(m, n)-head && same(m-1-tail, n-1-tail) {
+		tail++
+	}
+	rows, columns := m-head-tail, n-head-tail
+	table := make([]uint64, (rows*columns+63)/64)
+	// Lengths from a place in the first list and each in the second to their ends, and those from the place behind it.
+	length, behind := make([]int, columns+1), make([]int, columns+1)
+	for i := rows - 1; i >= 0; i-- {
+		length, behind = behind, length
+		for j := columns - 1; j >= 0; j-- {
+			if behind[j] >= length[j+1] {
+				at := i*columns + j
+				table[at/64] |= 1 << (at % 64)
+			}
+			if same(head+i, head+j) {
+				length[j] = behind[j+1] + 1
+			} else {
+				length[j] = max(behind[j], length[j+1])
+			}
+		}
+	}
+	return func(i, j int) bool {
+		if i -= head; i >= rows || j-head >= columns {
+			return rows-i >= columns-(j-head) // what is left of one list ends what is left of the other, so all of the shorter is common
+		}
+		at := i*columns + j - head
+		return table[at/64]&(1<<(at%64)) != 0
+	}
 }
 
 // unanswered lists what --rerun and --mark-done name and was not under way.

@@ -79,25 +79,30 @@ func newRunsList() *cobra.Command {
   interrupted   somebody ended it, or it ended itself, for instance to ask something
   dead          its process went away without a word
   damaged       its record is not what was written
+  unreadable    its record cannot be read, for instance because it belongs to another user
+  of format N   its record was written by another version of runbook, which alone reads it
 
-owed counts the handlers that were notified and have not run since; the next run on that host pays them too.`,
+owed counts the handlers that were notified and have not run since; the next run on that host pays them too. The exit code is 1 if there is a
+record of the last three kinds; what is wrong with it is told on standard error.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
 				return err
 			}
 			runs, err := lookAtRuns(stateDir, cmd.ErrOrStderr())
-			if err != nil {
-				return err
-			}
-			if output == "json" {
-				return listJSON(cmd.OutOrStdout(), runs)
-			}
-			if len(runs) == 0 {
+			switch {
+			case err != nil:
+			case output == "json":
+				err = listJSON(cmd.OutOrStdout(), runs)
+			case len(runs) == 0:
 				fmt.Fprintln(cmd.ErrOrStderr(), "no run is on record")
-				return nil
+			default:
+				err = listText(cmd.OutOrStdout(), runs)
 			}
-			return listText(cmd.OutOrStdout(), cmd.ErrOrStderr(), runs)
+			if err == nil && slices.ContainsFunc(runs, func(r pastRun) bool { return r.Err != nil }) {
+				return &exitError{exitFailed} // it has been told
+			}
+			return err
 		},
 	}
 	addStateDir(cmd, &stateDir)
@@ -112,16 +117,20 @@ type pastRun struct {
 	debts    []journal.Debt // what it still owes
 }
 
-// lookAtRuns lists the runs with what they owe.
+// lookAtRuns lists the runs with what they owe, and tells what is wrong with records.
 func lookAtRuns(stateDir string, stderr io.Writer) ([]pastRun, error) {
-	infos, err := listRuns(stateDir)
+	infos, err := journal.List(stateDir)
 	if err != nil {
 		return nil, err
 	}
 	debts, err := journal.Debts(stateDir, nil)
-	tellAll(stderr, err) // of what is damaged; the others count
+	tellAll(stderr, err) // the others count
+	told := fmt.Sprint(err)
 	var runs []pastRun
 	for _, info := range infos {
+		if !strings.Contains(told, info.Path) {
+			tellAll(stderr, info.Err)
+		}
 		r := pastRun{Info: info, stateDir: stateDir}
 		for _, d := range debts {
 			if d.Run == info.ID && !info.Imported {
@@ -132,24 +141,6 @@ func lookAtRuns(stateDir string, stderr io.Writer) ([]pastRun, error) {
 	}
 	return runs, nil
 }
-
-// listRuns lists the runs, the newest first: ids alone do not tell which of two of the same second that is.
-func listRuns(stateDir string) ([]journal.Info, error) {
-	runs, err := journal.List(stateDir)
-	slices.SortStableFunc(runs, func(a, b journal.Info) int { return startOf(b).Compare(startOf(a)) })
-	return runs, err
-}
-
-// startOf is when a run was started; where its record cannot tell, its id does.
-func startOf(r journal.Info) time.Time {
-	if !r.Started.IsZero() || len(r.ID) < len(idTime) {
-		return r.Started
-	}
-	at, _ := time.Parse(idTime, r.ID[:len(idTime)])
-	return at
-}
-
-const idTime = "20060102-150405"
 
 // tellAll writes the lines of an error, and nothing of none.
 func tellAll(w io.Writer, err error) {
@@ -164,9 +155,22 @@ func tellAll(w io.Writer, err error) {
 // status is the word for how a run ended, or has not.
 func (r *pastRun) status() string {
 	if r.Status == journal.Corrupt {
-		return "damaged"
+		return unbelieved(r.Err)
 	}
 	return report.Clean(r.Status)
+}
+
+// unbelieved is the word for a record of which this program believes nothing, or not all.
+func unbelieved(err error) string {
+	var format *journal.FormatError
+	var unreadable *journal.UnreadableError
+	switch {
+	case errors.As(err, &format):
+		return fmt.Sprintf("of format %d", format.Format)
+	case errors.As(err, &unreadable):
+		return "unreadable"
+	}
+	return "damaged"
 }
 
 // books are what the run was told to run, as it was typed if the arguments can be read.
@@ -206,7 +210,7 @@ func localTime(t time.Time) string {
 	return t.Local().Format("2006-01-02 15:04:05")
 }
 
-func listText(stdout, stderr io.Writer, runs []pastRun) error {
+func listText(stdout io.Writer, runs []pastRun) error {
 	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "run\tstarted\ttook\tstatus\tresume\towed\thosts\trunbooks")
 	for _, r := range runs {
@@ -226,18 +230,10 @@ func listText(stdout, stderr io.Writer, runs []pastRun) error {
 		if len(r.debts) > 0 {
 			owed = fmt.Sprint(len(r.debts))
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, localTime(startOf(r.Info)), took, r.status(), resume, owed, hosts,
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, localTime(r.Began()), took, r.status(), resume, owed, hosts,
 			report.Clean(strings.Join(booksOf(r.Run), ", ")))
 	}
-	if err := table.Flush(); err != nil {
-		return err
-	}
-	for _, r := range runs {
-		if r.Imported { // of the others it has been told, by what asks for debts
-			tellAll(stderr, r.Err)
-		}
-	}
-	return nil
+	return table.Flush()
 }
 
 // listed is a run as JSON.
@@ -314,7 +310,7 @@ var errNoRun = errors.New("no run is on record")
 
 // findRun is pickRun for those who only read. Without an id it is the last run of this machine.
 func findRun(stateDir, id string) (journal.Info, error) {
-	runs, err := listRuns(stateDir)
+	runs, err := journal.List(stateDir)
 	if err != nil {
 		return journal.Info{}, err
 	}
@@ -343,15 +339,10 @@ func damaged(stderr io.Writer, err error) error {
 // readable is what of a record can be read, and why the rest cannot.
 func readable(stateDir, id string) (records []journal.Record, broken error, err error) {
 	records, _, err = journal.Read(stateDir, id)
-	if isCorrupt(err) && len(records) > 0 {
+	if err != nil && len(records) > 0 {
 		return records, err, nil
 	}
-	return records, nil, err
-}
-
-func isCorrupt(err error) bool {
-	var corrupt *journal.CorruptError
-	return errors.As(err, &corrupt)
+	return records, nil, whatToDo(stateDir, id, err)
 }
 
 // stateDirOf is what was given to a verb that has --state-dir.

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -70,10 +72,11 @@ func parseAge(text string) (time.Duration, error) {
 	if text == "" {
 		return 0, errors.New("cannot prune without an age\n    hint: --older-than 90d")
 	}
+	const longest = time.Duration(math.MaxInt64) // 292 years: no run is older
 	for unit, length := range map[string]time.Duration{"d": 24 * time.Hour, "w": 7 * 24 * time.Hour} {
 		if digits, ok := strings.CutSuffix(text, unit); ok {
-			if n, err := strconv.ParseUint(digits, 10, 16); err == nil {
-				return time.Duration(n) * length, nil
+			if n, err := strconv.ParseUint(digits, 10, 64); err == nil {
+				return length * time.Duration(min(n, uint64(longest/length))), nil
 			}
 		}
 	}
@@ -138,9 +141,9 @@ func newRunsExport() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "export RUN",
 		Short: "Write the record of a run as one file",
-		Long: `Write the record of a run as one file, which "runbook runs import" takes up on another machine, and which nobody can change
-or cut short without its being seen. No secret is in it, but the names of hosts, users, files and settings are. A RUN that is under way is
-written as far as it has come.`,
+		Long: `Write the record of a run as one file, which "runbook runs import" takes up on another machine. Damage on the way is seen there, and so
+is a file that was cut short; but its sums have no key, so whoever changes it on purpose can make them fit. No secret is in it, but the names
+of hosts, users, files and settings are. A RUN that is under way is written as far as it has come.`,
 		Args: func(cmd *cobra.Command, args []string) error { return runsNamed(cmd, args, 1) },
 		RunE: func(cmd *cobra.Command, args []string) error {
 			info, err := findRun(stateDir, args[0])
@@ -156,7 +159,7 @@ written as far as it has come.`,
 				err = newFile(out, func(w io.Writer) error { return journal.Export(stateDir, info.ID, w) })
 			}
 			if err != nil {
-				return damaged(cmd.ErrOrStderr(), unreadable(stateDir, info.ID, err))
+				return damaged(cmd.ErrOrStderr(), whatToDo(stateDir, info.ID, err))
 			}
 			return nil
 		},
@@ -204,7 +207,7 @@ func newRunsImport() *cobra.Command {
 		Use:   "import FILE",
 		Short: "Take up the record of a run of another machine, to read it here",
 		Long: `Take up a file that "runbook runs export" wrote (- is standard input). The run is listed, shown and compared like those of this machine.
-It cannot be resumed here, and what it owes is owed where it ran.`,
+It cannot be resumed here, and what it owes is owed where it ran. A file that is damaged or cut short is refused, with exit code 1.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return errors.New("cannot tell what to import\n    hint: name one file, or - for standard input")
@@ -222,8 +225,10 @@ It cannot be resumed here, and what it owes is owed where it ran.`,
 				in = f
 			}
 			id, err := journal.Import(stateDir, in)
-			if err != nil {
+			if errors.Is(err, fs.ErrExist) {
 				return err
+			} else if err != nil {
+				return damaged(cmd.ErrOrStderr(), err)
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), id)
 			return nil

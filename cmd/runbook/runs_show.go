@@ -125,13 +125,16 @@ func showRun(w io.Writer, r pastRun, records []journal.Record, broken error, dif
 	if closing := records[len(records)-1].Close; r.Resumable && broken == nil && (closing == nil || closing.Text == "") {
 		fmt.Fprintf(w, "\nTo go on:\n  %s\n", goOn(r.stateDir, r.ID, lost))
 	}
+	if r.Imported && r.Status != journal.Done {
+		fmt.Fprintf(w, "\nThis is what was imported, to be read: the run can be resumed only where it was made, by %s on %s.\n", report.Clean(run.User), report.Clean(run.Controller))
+	}
 }
 
 func statusSentence(r pastRun, broken error) string {
 	var parts []string
 	switch {
 	case broken != nil:
-		parts = append(parts, "damaged")
+		parts = append(parts, unbelieved(broken))
 	case r.Status == journal.Running:
 		parts = append(parts, "running, for "+report.Duration(r.took()))
 	case r.Status == journal.Dead:

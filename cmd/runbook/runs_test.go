@@ -79,12 +79,13 @@ func TestPrunable(t *testing.T) {
 }
 
 func TestParseAge(t *testing.T) {
-	for text, want := range map[string]time.Duration{"90d": 90 * 24 * time.Hour, "2w": 14 * 24 * time.Hour, "36h": 36 * time.Hour, "0s": 0, "1h30m": 90 * time.Minute} {
+	for text, want := range map[string]time.Duration{"90d": 90 * 24 * time.Hour, "2w": 14 * 24 * time.Hour, "36h": 36 * time.Hour, "0s": 0, "1h30m": 90 * time.Minute,
+		"99999d": 99999 * 24 * time.Hour, "9999999d": 106751 * 24 * time.Hour, "99999w": 15250 * 7 * 24 * time.Hour} {
 		if got, err := parseAge(text); err != nil || got != want {
 			t.Errorf("%s: %v, %v", text, got, err)
 		}
 	}
-	for _, text := range []string{"", "d", "-1d", "1.5d", "99999d", "-3h", "90", "ninety days"} {
+	for _, text := range []string{"", "d", "-1d", "1.5d", "99999999999999999999d", "-3h", "90", "ninety days"} {
 		if got, err := parseAge(text); err == nil {
 			t.Errorf("%q is taken for %v", text, got)
 		}

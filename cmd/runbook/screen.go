@@ -53,6 +53,9 @@ func newScreen(stdout, stderr io.Writer, f *jobFlags, masker *secret.Masker) *sc
 
 // terminalFile is w as a terminal, nil if it is none that understands cursor movements.
 func terminalFile(w io.Writer) *os.File {
+	if out, ok := w.(*output); ok {
+		w = out.w
+	}
 	f, ok := w.(*os.File)
 	if !ok || os.Getenv("TERM") == "dumb" || !term.IsTerminal(int(f.Fd())) {
 		return nil

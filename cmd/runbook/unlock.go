@@ -47,7 +47,7 @@ A run locks a host before its first change there, and the lock goes with its con
 
 The connection of the run that held the lock is ended too: nothing more comes from there. A command that is under way on the host is not
 ended; it is shown. A long step that goes on by itself goes on, but does not keep other runs out any more. The reason, with your
-name, is written to the host's log.
+name, is written to the host's log where it has one, by "logger"; where it has none, you are told.
 
 A HOST is a host, a group or a pattern of the inventory; without an inventory, a name or address that ssh knows.`,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -60,7 +60,7 @@ A HOST is a host, a group or a pattern of the inventory; without an inventory, a
 	}
 	flags := cmd.Flags()
 	flags.StringVarP(&u.inventory, "inventory", "i", "", "inventory `FILE` or directory")
-	flags.StringVar(&u.reason, "reason", "", "why, in a `SENTENCE`; it is written to the host's log")
+	flags.StringVar(&u.reason, "reason", "", "why, in a `SENTENCE`; it is written to the host's log, where it has one")
 	flags.BoolVarP(&u.yes, "yes", "y", false, "do not ask")
 	flags.CountVarP(&u.verbose, "verbose", "v", "more diagnostics; twice: those of connections")
 	flags.BoolVarP(&u.askBecome, "ask-become-pass", "K", false, "ask for the password of sudo or su")
@@ -115,7 +115,7 @@ func (u *unlocking) hosts(args []string) ([]*inventory.Host, error) {
 	u.reason = strings.Join(strings.Fields(u.reason), " ")
 	switch {
 	case u.reason == "":
-		return nil, errors.New("cannot unlock without a reason\n    hint: give it with --reason: whoever finds the run ended will read it in the host's log")
+		return nil, errors.New("cannot unlock without a reason\n    hint: give it with --reason: whoever finds the run ended may read it in the host's log")
 	case !utf8.ValidString(u.reason) || len(u.reason) > 200:
 		return nil, errors.New("cannot take this reason: it is one sentence of at most 200 letters")
 	}
@@ -164,12 +164,15 @@ func (u *unlocking) unlock(ctx context.Context, host *inventory.Host) (left bool
 				continue
 			}
 		}
-		underWay, err := transport.Unlock(ctx, conn, holder, transport.Self(""), u.reason)
+		underWay, logged, err := transport.Unlock(ctx, conn, holder, transport.Self(""), u.reason)
 		if err != nil {
 			failures = errors.Join(failures, err)
 			continue
 		}
 		say("the lock of run %s was ended: %s", holder.Run, u.reason)
+		if !logged {
+			fmt.Fprintf(u.errs, "%s: there is no log on the host (logger and /dev/log) that could say so: tell whoever has to know\n", host.Name)
+		}
 		for _, command := range underWay {
 			say("still under way: process %s", command)
 		}

@@ -56,7 +56,10 @@ func TestUnlock(t *testing.T) {
 			t.Errorf("%q: %s", args, out)
 		}
 	}
-	out, _ := unlock(exitDone, "here", "-i", file, "--reason", "alice's  network is\ngone", "--yes")
+	out, errs := unlock(exitDone, "here", "-i", file, "--reason", "alice's  network is\ngone", "--yes")
+	if _, err := os.Stat("/dev/log"); err != nil && !strings.Contains(errs, "here: there is no log on the host") {
+		t.Errorf("without a log: %q", errs)
+	}
 	for _, part := range []string{"here: locked by run 20261126-101530-k3f9 of alice on ctl.example.org (process 4711), since 20",
 		"here: the lock of run 20261126-101530-k3f9 was ended: alice's network is gone\n"} {
 		if !strings.Contains(out, part) {

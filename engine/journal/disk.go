@@ -43,7 +43,7 @@ func (f osFile) datasync() error {
 }
 
 func (osDisk) open(path string, flag int) (file, error) {
-	f, err := os.OpenFile(path, flag|unix.O_NOFOLLOW, 0o600)
+	f, err := openRegular(path, flag)
 	if err != nil {
 		return nil, err
 	}

@@ -29,9 +29,9 @@ func Export(stateDir, id string, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	in, err := os.Open(path)
+	in, err := openRecord(path)
 	if err != nil {
-		return fmt.Errorf("cannot export the run %s: %w", id, err)
+		return err
 	}
 	defer in.Close()
 	r, out := newReader(in, path), bufio.NewWriter(w)

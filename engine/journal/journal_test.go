@@ -838,7 +838,7 @@ func TestStateDir(t *testing.T) {
 	}
 	// A link that somebody put in the place of a record is not followed.
 	must(t, os.Symlink(w.Path(), dir+"/runs/20261126-101530-k3f9.jsonl"))
-	if _, _, err := Open(dir, "20261126-101530-k3f9"); !errors.Is(err, syscall.ELOOP) {
+	if _, _, err := Open(dir, "20261126-101530-k3f9"); err == nil || !strings.Contains(err.Error(), "it is a symbolic link") {
 		t.Error(err)
 	}
 }

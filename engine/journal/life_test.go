@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // With this in its environment the test program is an operator: it opens the runs that it is told, and says how that went.
@@ -575,7 +576,8 @@ func TestPruneTakenUp(t *testing.T) {
 	}
 }
 
-// TestOrder guards that the order of runs is that in which they were made, whatever the clock said.
+// TestOrder guards that the order of runs is that in which they were made, whatever the clock said; one of which not even the number can be read
+// stands where its id puts it.
 func TestOrder(t *testing.T) {
 	s, _ := scratch(t)
 	var want []string
@@ -587,6 +589,9 @@ func TestOrder(t *testing.T) {
 		must(t, w.Close())
 		want = append([]string{id}, want...)
 	}
+	garbled := "20991231-101530-dddd"
+	must(t, os.WriteFile(s.path(garbled), []byte("garbage\n"), 0o600))
+	want = append([]string{garbled}, want...)
 	all, err := s.list()
 	must(t, err)
 	var got []string
@@ -595,5 +600,62 @@ func TestOrder(t *testing.T) {
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// What bears a record's name and is none, or may not be read, keeps nobody waiting and hides none of the others; of what it owes nobody knows.
+func TestNotARecord(t *testing.T) {
+	for what, lay := range map[string]func(path string) error{
+		"a named pipe":      func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"a directory":       func(path string) error { return os.Mkdir(path, 0o700) },
+		"a symbolic link":   func(path string) error { return os.Symlink("/dev/zero", path) },
+		"a socket":          func(path string) error { return unix.Mknod(path, unix.S_IFSOCK|0o600, 0) },
+		"permission denied": func(path string) error { return os.WriteFile(path, nil, 0) },
+	} {
+		if what == "permission denied" && os.Getuid() == 0 {
+			continue // root may
+		}
+		s, _ := scratch(t)
+		good, err := s.create(testRun)
+		must(t, err)
+		must(t, good.Commit(Record{Kind: KindClose, Close: &Close{Status: Failed, Owed: []Owed{{Host: "h", Handler: "h1"}}}}))
+		must(t, good.Close())
+		const id = "20261126-101530-odd2"
+		must(t, lay(s.path(id)))
+		told := func(doing string, err error) {
+			t.Helper()
+			var u *UnreadableError
+			if !errors.As(err, &u) || u.Path != s.path(id) || !strings.Contains(err.Error(), what) {
+				t.Errorf("%s, %s: %v", what, doing, err)
+			}
+		}
+		l, err := s.list()
+		if err != nil || len(l) != 2 {
+			t.Fatalf("%s: listed %v, %v", what, l, err)
+		}
+		for _, info := range l {
+			if info.ID == id {
+				told("listed", info.Err)
+			}
+			if info.Resumable != (info.ID == good.ID()) || (info.Status == Corrupt) != (info.ID == id) {
+				t.Errorf("%s: listed as %+v", what, info)
+			}
+		}
+		owed, err := Debts(s.dir, nil)
+		told("asked for debts", err)
+		if len(owed) != 1 || owed[0].Run != good.ID() {
+			t.Errorf("%s: owed are %v", what, owed)
+		}
+		_, _, err = Read(s.dir, id)
+		told("read", err)
+		told("exported", Export(s.dir, id, io.Discard))
+		if _, _, err := s.open(id); err == nil || !strings.Contains(err.Error(), what) {
+			t.Errorf("%s, opened: %v", what, err)
+		}
+		_, err = s.prune(0, time.Now().Add(time.Hour))
+		told("pruned", err)
+		if _, err := os.Lstat(s.path(id)); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }

@@ -140,7 +140,7 @@ func (r *reader) next() ([]byte, error) {
 			return nil, r.end()
 		}
 		if !errors.Is(err, bufio.ErrBufferFull) {
-			return nil, fmt.Errorf("cannot read the journal %s: %w", r.path, err)
+			return nil, unreadable(r.path, err)
 		}
 	}
 	line := r.line[:len(r.line)-1]

@@ -76,7 +76,7 @@ func (h holder) lives() bool {
 }
 
 func (s state) readHolder(id string) (h holder, ok bool) {
-	b, err := os.ReadFile(s.holder(id))
+	b, err := readRegular(s.holder(id))
 	return h, err == nil && json.Unmarshal(b, &h) == nil && h.PID > 0
 }
 
@@ -136,7 +136,7 @@ func (s state) sign(id string) error {
 
 // writerLives tells whether somebody holds the lock of the record at path.
 func writerLives(path string) (bool, error) {
-	f, err := os.Open(path)
+	f, err := openRecord(path)
 	if err != nil {
 		return false, err
 	}
@@ -148,6 +148,6 @@ func writerLives(path string) (bool, error) {
 	case errors.Is(err, unix.EWOULDBLOCK):
 		return true, nil
 	default:
-		return false, err
+		return false, unreadable(path, err)
 	}
 }

@@ -5,10 +5,8 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"slices"
 )
 
@@ -196,9 +194,9 @@ func owing(path string) ([]Debt, error) {
 	open := map[Key]Record{}
 	names := map[string]name{}
 	machines := map[string]string{}
-	in, err := os.Open(path)
+	in, err := openRecord(path)
 	if err != nil {
-		return nil, fmt.Errorf("cannot read what a run owes: %w", err)
+		return nil, err
 	}
 	defer in.Close()
 	err = newReader(in, path).each(func(r Record) error {
@@ -323,9 +321,9 @@ func peek(line []byte) (rec Record, err error) {
 
 // settled calls f for what a run has paid for others. The chain is verified, but only the lines that matter are decoded.
 func settled(path string, f func(Settled)) error {
-	in, err := os.Open(path)
+	in, err := openRecord(path)
 	if err != nil {
-		return fmt.Errorf("cannot read what a run has settled: %w", err)
+		return err
 	}
 	defer in.Close()
 	r := newReader(in, path)

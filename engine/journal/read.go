@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"slices"
 	"time"
 )
@@ -35,9 +34,9 @@ func Each(stateDir, id string, f func(Record) error) (torn int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	in, err := os.Open(path)
+	in, err := openRecord(path)
 	if err != nil {
-		return 0, fmt.Errorf("cannot read the journal: %w", err)
+		return 0, err
 	}
 	defer in.Close()
 	r := newReader(in, path)
@@ -54,7 +53,7 @@ func Each(stateDir, id string, f func(Record) error) (torn int, err error) {
 const (
 	Running = "running"
 	Dead    = "dead"    // its writer died
-	Corrupt = "corrupt" // or of a format that this program does not read: Info.Err tells
+	Corrupt = "corrupt" // or of a format that this program does not read, or not to be read at all: Info.Err tells
 )
 
 // Info is a run as a list shows it.
@@ -72,6 +71,15 @@ type Info struct {
 	Close     *Close       // if that is the last record
 	Records   int
 	Err       error
+}
+
+// Began is when the run was started by the clock of its controller; where its record cannot tell, its id does.
+func (i Info) Began() time.Time {
+	if !i.Started.IsZero() || len(i.ID) < len(idTime) {
+		return i.Started
+	}
+	at, _ := time.Parse(idTime, i.ID[:len(idTime)])
+	return at
 }
 
 // List returns all runs, the newest first. The chain of each is verified from end to end: of a damaged one nothing is believed but how it began.
@@ -95,13 +103,11 @@ func (s state) list() ([]Info, error) {
 			return nil, err
 		}
 		for _, id := range all {
-			info, err := look(id, path(id), imported)
+			info, err := look(id, path(id), imported) // one that cannot be believed, or read, hides none of the others
 			if errors.Is(err, fs.ErrNotExist) {
 				continue // pruned since
 			}
-			if err != nil {
-				return nil, err
-			}
+			info.Err = err
 			if info.Writer != nil {
 				info.Writer = s.locked(id)
 			}
@@ -111,28 +117,29 @@ func (s state) list() ([]Info, error) {
 	return newestFirst(out), nil
 }
 
-// newestFirst orders runs by their numbers, and puts those of other controllers between them by the time.
+// newestFirst orders runs by their numbers. Those without one that counts here, which were made elsewhere or are damaged in their first line, stand
+// between them by the time.
 func newestFirst(all []Info) []Info {
-	var own, imported []Info
+	var numbered, others []Info
 	for _, info := range all {
-		if info.Imported {
-			imported = append(imported, info)
+		if info.Imported || info.Run.Seq == 0 {
+			others = append(others, info)
 		} else {
-			own = append(own, info)
+			numbered = append(numbered, info)
 		}
 	}
 	// An id has the second only.
-	later := func(a, b Info) int { return cmp.Or(b.Started.Compare(a.Started), cmp.Compare(b.ID, a.ID)) }
-	slices.SortFunc(own, func(a, b Info) int { return cmp.Or(cmp.Compare(b.Run.Seq, a.Run.Seq), later(a, b)) })
-	slices.SortFunc(imported, later)
+	later := func(a, b Info) int { return cmp.Or(b.Began().Compare(a.Began()), cmp.Compare(b.ID, a.ID)) }
+	slices.SortFunc(numbered, func(a, b Info) int { return cmp.Or(cmp.Compare(b.Run.Seq, a.Run.Seq), later(a, b)) })
+	slices.SortFunc(others, later)
 	var out []Info
-	for _, info := range own {
-		for len(imported) > 0 && later(imported[0], info) < 0 {
-			out, imported = append(out, imported[0]), imported[1:]
+	for _, info := range numbered {
+		for len(others) > 0 && later(others[0], info) < 0 {
+			out, others = append(out, others[0]), others[1:]
 		}
 		out = append(out, info)
 	}
-	return append(out, imported...)
+	return append(out, others...)
 }
 
 // lastSeq is the highest number of a run; of damaged ones none is known.
@@ -142,12 +149,12 @@ func (s state) lastSeq() (last int, err error) {
 		return 0, err
 	}
 	for _, id := range all {
-		in, err := os.Open(s.path(id))
+		in, err := openRecord(s.path(id))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // pruned since
 		}
 		if err != nil {
-			return 0, fmt.Errorf("cannot look at the run %s: %w", id, err)
+			return 0, err
 		}
 		r := newReader(in, s.path(id))
 		if line, err := r.next(); err == nil {
@@ -160,25 +167,25 @@ func (s state) lastSeq() (last int, err error) {
 	return last, nil
 }
 
-// look verifies a record, and decodes its first line and its last.
+// look verifies a record, and decodes its first line and its last. With an error comes what can be believed.
 func look(id, path string, imported bool) (Info, error) {
 	info := Info{ID: id, Path: path, Imported: imported, Status: Corrupt}
 	// Whether a writer lives is asked first: one that closes meanwhile has its last record read.
 	live, err := writerLives(path)
 	if err != nil {
-		return info, fmt.Errorf("cannot look at the run %s: %w", id, err)
+		return info, err
 	}
 	if live {
 		info.Writer = &LockedError{ID: id}
 	}
-	in, err := os.Open(path)
+	in, err := openRecord(path)
 	if err != nil {
-		return info, fmt.Errorf("cannot look at the run %s: %w", id, err)
+		return info, err
 	}
 	defer in.Close()
 	st, err := in.Stat()
 	if err != nil {
-		return info, fmt.Errorf("cannot look at the run %s: %w", id, err)
+		return info, unreadable(path, err)
 	}
 	info.Size = st.Size()
 	r := newReader(io.NewSectionReader(in, 0, info.Size), path)
@@ -198,8 +205,7 @@ func look(id, path string, imported bool) (Info, error) {
 		last, err = lastRecord(r, line)
 	}
 	if err != nil {
-		info.Err = err
-		return info, nil
+		return info, err
 	}
 	info.Records = last.N
 	info.Close = last.Close

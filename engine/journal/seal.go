@@ -34,7 +34,7 @@ const keySize = 32
 func (s state) key() ([]byte, error) {
 	path := filepath.Join(s.dir, "key")
 	for try := 0; ; try++ {
-		key, err := os.ReadFile(path)
+		key, err := readRegular(path)
 		if err == nil && len(key) != keySize {
 			return nil, fmt.Errorf("%s has %d bytes, and should have %d: without it every secret counts as changed; move it away if that is meant", path, len(key), keySize)
 		}

@@ -118,6 +118,9 @@ func checkID(id string) error {
 	return nil
 }
 
+// idTime is how an id begins.
+const idTime = "20060102-150405"
+
 // newID is the time in UTC and four letters that are not easily confused.
 func newID(now time.Time) string {
 	const letters = "23456789abcdefghjkmnpqrstuvwxyz"
@@ -129,7 +132,7 @@ func newID(now time.Time) string {
 			b = append(b, letters[int(r[0])%len(letters)])
 		}
 	}
-	return now.UTC().Format("20060102-150405-") + string(b)
+	return now.UTC().Format(idTime) + "-" + string(b)
 }
 
 // find returns where the record of a run is, which may be an imported one.
@@ -138,7 +141,7 @@ func (s state) find(id string) (path string, imported bool, err error) {
 		return "", false, err
 	}
 	for _, path := range []string{s.path(id), s.foreign(id)} {
-		if _, err := os.Stat(path); err == nil {
+		if _, err := os.Lstat(path); err == nil {
 			return path, path == s.foreign(id), nil
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return "", false, fmt.Errorf("cannot find the run %s: %w", id, err)

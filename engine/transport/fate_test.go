@@ -58,3 +58,20 @@ func TestFate(t *testing.T) {
 		}
 	}
 }
+
+// Who runs the program is the person, under sudo too.
+func TestOperator(t *testing.T) {
+	t.Setenv("SUDO_USER", "")
+	own, controller := Operator()
+	if here, _ := os.Hostname(); own == "" || controller != here {
+		t.Errorf("%q on %q", own, controller)
+	}
+	t.Setenv("SUDO_USER", "alice")
+	want := own
+	if os.Geteuid() == 0 {
+		want = "alice"
+	}
+	if name, _ := Operator(); name != want || Self("a").User != want {
+		t.Errorf("under sudo: %q, a holder is %q, want %q", name, Self("a").User, want)
+	}
+}

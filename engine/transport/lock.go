@@ -54,15 +54,21 @@ type Holder struct {
 // Self is the Holder that this process is.
 func Self(run string) Holder {
 	me := Holder{Run: run, PID: os.Getpid(), Mark: selfMark()}
-	me.Controller, _ = os.Hostname()
-	if u, err := user.Current(); err == nil {
-		me.User = u.Username
-	}
-	me.User = cmp.Or(me.User, os.Getenv("USER"), fmt.Sprintf("user %d", os.Getuid()))
-	if by := os.Getenv("SUDO_USER"); by != "" && os.Geteuid() == 0 {
-		me.User = by
-	}
+	me.User, me.Controller = Operator()
 	return me
+}
+
+// Operator is who runs this program, and on which machine: under sudo the person, not root, and never nobody.
+func Operator() (name, controller string) {
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	name = cmp.Or(name, os.Getenv("USER"), fmt.Sprintf("user %d", os.Getuid()))
+	if by := os.Getenv("SUDO_USER"); by != "" && os.Geteuid() == 0 {
+		name = by
+	}
+	controller, _ = os.Hostname()
+	return name, controller
 }
 
 // selfMark is: machine, boot, space of process numbers, start of this process.
@@ -428,7 +434,8 @@ printf 'done\n'
 `
 
 // unlockScript ends the holder expected, and its connection, so that nothing more comes from there; a job is but struck
-// off. It prints what goes on nevertheless, and "free", "other", or "error TEXT". What it says in the host's log is text.
+// off. It prints what goes on nevertheless, and "free", "free logged", "other", or "error TEXT". What it says in the host's log, where the host
+// has one, is text.
 const unlockScript = `
 trap '' HUP INT PIPE
 if [ "$uid" = 0 ]; then make root; else make ''; fi
@@ -438,10 +445,12 @@ if ! look "$f" || [ "$holder" != "$expected" ]; then
 	printf 'other\n'
 	exit 0
 fi
-if command -v logger >/dev/null; then logger -t runbook -p user.notice -- "$text"; fi 2>/dev/null
+logged=
+# Without anybody who listens, some loggers say nothing and fail not.
+if [ -S /dev/log ] && command -v logger >/dev/null && logger -t runbook -p user.notice -- "$text"; then logged=logged; fi 2>/dev/null
 if [ "$job" ]; then
 	rm -f "$f" || fail "$f cannot be removed"
-	printf 'free\n'
+	printf 'free %s\n' "$logged"
 	exit 0
 fi
 n=0
@@ -460,7 +469,7 @@ if flock -n 9; then
 	show "$f"
 	rm -f "$f"
 fi
-printf 'free\n'
+printf 'free %s\n' "$logged"
 `
 
 // holdScript says in a file that the job id of account (this user, if empty) holds the host. Whether it does is looked up in
@@ -855,33 +864,35 @@ func nextLine(text []byte) func() (string, error) {
 	}
 }
 
-// Unlock ends a lock that Locked told of, and the connection of its holder, and says so in the host's log. Commands of the holder that
-// are under way nevertheless are not ended: they are returned. A job's hold is ended, and not the job.
-func Unlock(ctx context.Context, c Conn, holder, by Holder, reason string) (underWay []string, err error) {
+// Unlock ends a lock that Locked told of, and the connection of its holder. logged tells whether the host's log says so now: not every host has
+// one. Commands of the holder that are under way nevertheless are not ended: they are returned. A job's hold is ended, and not the job.
+func Unlock(ctx context.Context, c Conn, holder, by Holder, reason string) (underWay []string, logged bool, err error) {
 	h, ok := c.(*host)
 	if !ok {
-		return nil, errNoLocks
+		return nil, false, errNoLocks
 	}
-	fail := func(reason any) error { return fmt.Errorf("cannot unlock %s: %v", h.name, reason) }
+	fail := func(reason any) ([]string, bool, error) {
+		return nil, false, fmt.Errorf("cannot unlock %s: %v", h.name, reason)
+	}
 	if holder.process == "" || strings.ContainsAny(holder.Job, "/") || strings.HasPrefix(holder.Job, ".") {
-		return nil, fail("it is not known which process holds the lock")
+		return fail("it is not known which process holds the lock")
 	}
 	text := fmt.Sprintf("%s ended the lock of %s: %s", word(by.User+" on "+by.Controller), &holder, word(reason))
 	out, err := h.Run(ctx, Cmd{User: holder.As, Limit: 1 << 20, Script: settings("given", h.cfg.LockDir, "job", holder.Job,
 		"expected", holder.process, "text", text) + lockBasics + lockMake + unlockScript})
 	if err != nil {
-		return nil, fail(err)
+		return fail(err)
 	}
 	left, verdict, value, err := readHolder(nextLine(out.Stdout))
 	switch {
 	case err != nil:
-		return nil, fail(err)
+		return fail(err)
 	case verdict == "error":
-		return nil, fail(value)
+		return fail(value)
 	case verdict == "other":
-		return nil, fail("somebody else holds the lock by now, or nobody does")
+		return fail("somebody else holds the lock by now, or nobody does")
 	}
-	return left.Commands, nil
+	return left.Commands, value == "logged", nil
 }
 
 // HoldJob keeps the host of c locked for runs other than me.Run while a Job lives, whether or not its run has a connection. It

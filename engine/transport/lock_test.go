@@ -357,13 +357,16 @@ func testLockEnded(t *testing.T, cfg transport.Config) {
 	}
 	wrong := holders[0]
 	by := transport.Self("")
-	left, err := transport.Unlock(ctx(t), b, holders[0], by, "it hangs; $(touch "+dir+"/expanded) 'quoted'\nline")
+	left, logged, err := transport.Unlock(ctx(t), b, holders[0], by, "it hangs; $(touch "+dir+"/expanded) 'quoted'\nline")
 	if err != nil || len(left) != 1 || !strings.Contains(left[0], "sleep "+mark) {
 		t.Errorf("under way after the unlock: %q, %v", left, err)
 	} else {
 		pid, _, _ := strings.Cut(left[0], " ")
 		n, _ := strconv.Atoi(pid)
 		_ = syscall.Kill(n, syscall.SIGKILL)
+	}
+	if _, err := os.Stat("/dev/log"); err != nil && logged {
+		t.Error("it is said to be in a log that is not there")
 	}
 	wg.Wait()
 	lost(t, a, true)
@@ -378,7 +381,7 @@ func testLockEnded(t *testing.T, cfg transport.Config) {
 		t.Errorf("taken over from %v", old)
 	}
 	// What was there before is not what is there now.
-	if _, err := transport.Unlock(ctx(t), connect(t, cfg), wrong, by, "late"); err == nil || !strings.Contains(err.Error(), "somebody else") {
+	if _, _, err := transport.Unlock(ctx(t), connect(t, cfg), wrong, by, "late"); err == nil || !strings.Contains(err.Error(), "somebody else") {
 		t.Errorf("unlocking for the second time: %v", err)
 	}
 	script(t, b, ":")
@@ -535,7 +538,7 @@ func testLockJob(t *testing.T, cfg transport.Config) {
 	}
 	// One is struck off by a person and goes on, the other one ends.
 	struck := holders[0].Job
-	if _, err := transport.Unlock(ctx(t), b, holders[0], transport.Self(""), "not needed"); err != nil {
+	if _, _, err := transport.Unlock(ctx(t), b, holders[0], transport.Self(""), "not needed"); err != nil {
 		t.Error(err)
 	}
 	if got = refused(t, b, of("b", 0)); got.Job != holders[1].Job {
