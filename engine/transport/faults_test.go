@@ -1,6 +1,7 @@
 package transport_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -57,9 +59,9 @@ func tarpit(t *testing.T, f func(net.Conn)) transport.Config {
 		Identities: []string{filepath.Join(dir, "key")}, KnownHosts: filepath.Join(dir, "known_hosts"), ConnectTimeout: 300 * time.Millisecond}
 }
 
-// The limit on connecting holds for a server that says nothing, says it slowly, or never stops talking.
+// The limit on connecting holds for a server that says nothing, says it slowly, or never stops talking, and so does one on memory, which is why no
+// other test runs beside it.
 func TestConnectLimit(t *testing.T) {
-	t.Parallel()
 	for name, f := range map[string]func(net.Conn){
 		"silent": func(c net.Conn) { _, _ = io.Copy(io.Discard, c) },
 		"slow": func(c net.Conn) {
@@ -77,16 +79,28 @@ func TestConnectLimit(t *testing.T) {
 				}
 			}
 		},
+		"endless, without an end of line": func(c net.Conn) {
+			for text := bytes.Repeat([]byte("SSH-2.0-"), 1<<17); ; {
+				if _, err := c.Write(text); err != nil {
+					return
+				}
+			}
+		},
 		"version, then silence": func(c net.Conn) {
 			_, _ = c.Write([]byte("SSH-2.0-x\r\n"))
 			_, _ = io.Copy(io.Discard, c)
 		},
 	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
 		start := time.Now()
 		_, err := transport.Connect(ctx(t), tarpit(t, f))
 		lost := wantUnreachable(t, err)
 		if took := time.Since(start); took > 5*time.Second || lost.MayHave {
 			t.Errorf("%s: %v after %s", name, err, took)
+		}
+		if runtime.ReadMemStats(&after); after.HeapSys > before.HeapSys+64<<20 {
+			t.Errorf("%s: the heap grew by %d MiB", name, (after.HeapSys-before.HeapSys)>>20)
 		}
 	}
 	cancelled, cancel := context.WithCancel(ctx(t))
