@@ -10,6 +10,7 @@ import (
 
 	"runbook/engine/journal"
 	"runbook/engine/report"
+	"runbook/engine/transport"
 )
 
 // commandLine is a command of this program that may be typed in any directory and another shell: it names the state directory if
@@ -39,6 +40,18 @@ func whatToDo(stateDir, id string, err error) error {
 		return fmt.Errorf("%w\n    hint: %s shows what can be read", err, commandLine(stateDir, "runs", "show", id))
 	case errors.As(err, &format):
 		return fmt.Errorf("%w\n    hint: use that version, or a later one", err)
+	}
+	return err
+}
+
+// takeUp puts on record who takes a run up again, what was decided, and what of its last line was lost.
+func takeUp(w *journal.Writer, r journal.Resume) error {
+	r.Version, r.PID = thisVersion(), os.Getpid()
+	r.User, r.Controller = transport.Operator()
+	err := w.Commit(journal.Record{Kind: journal.KindResume, Resume: &r})
+	if w.Torn > 0 && err == nil {
+		note := &journal.Note{Text: fmt.Sprintf("%d bytes of a last line that had not been written to its end were cut off", w.Torn)}
+		err = w.Append(journal.Record{Kind: journal.KindNote, Note: note})
 	}
 	return err
 }

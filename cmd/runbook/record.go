@@ -36,7 +36,6 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 	if debts != nil {
 		return nil, unknownDebts(f.stateDir, debts)
 	}
-	who, controller := transport.Operator()
 	if past != nil {
 		// It owes nothing to others while it is being written, so Debts has not its own.
 		if past.own, err = past.writer.Owed(); err != nil {
@@ -50,12 +49,8 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		}
 		job.Debts = slices.DeleteFunc(job.Debts, func(d journal.Debt) bool { return d.Run == past.run.ID })
 		past.settings(job)
-		err := past.writer.Commit(journal.Record{Kind: journal.KindResume, Resume: &journal.Resume{Version: thisVersion(), PID: os.Getpid(),
-			User: who, Controller: controller, Rerun: past.rerun, MarkDone: past.markDone, Settings: past.given, Books: past.edited, Tasks: past.tasks, Hosts: past.others}})
-		if past.writer.Torn > 0 && err == nil {
-			note := &journal.Note{Text: fmt.Sprintf("%d bytes of a last line that had not been written to its end were cut off", past.writer.Torn)}
-			err = past.writer.Append(journal.Record{Kind: journal.KindNote, Note: note})
-		}
+		err := takeUp(past.writer, journal.Resume{Rerun: past.rerun, MarkDone: past.markDone, Settings: past.given, Books: past.edited, Tasks: past.tasks,
+			Hosts: past.others})
 		if err != nil {
 			return nil, err
 		}
@@ -65,6 +60,7 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 	if err != nil {
 		return nil, fmt.Errorf("cannot put the run on record: %w", err)
 	}
+	who, controller := transport.Operator()
 	writer, err := journal.Create(f.stateDir, journal.Run{Version: thisVersion(), Dir: dir, Args: argsOf(cmd), User: who, Controller: controller,
 		PID: os.Getpid(), Books: books, Hosts: hosts})
 	if err != nil {
@@ -150,17 +146,11 @@ func (r *record) closingPage(s engine.Summary, owed []journal.Owed, earlier []jo
 		}
 		failures.add(f.Host, fmt.Sprintf("%s %q%s: %s", what, f.Task, item, firstLines(f.Msg, 3)))
 	}
-	name := func(o journal.Owed) string {
-		if o.Unsure {
-			return o.Name + " (perhaps: the task that notifies it did not come to its end)"
-		}
-		return o.Name
-	}
 	for _, o := range owed {
-		debts.add(o.Host, name(o))
+		debts.add(o.Host, handlerName(o))
 	}
 	for _, d := range earlier {
-		others.add(d.Host, fmt.Sprintf("%s, by run %s of %s", name(d.Owed), d.Run, d.Book))
+		others.add(d.Host, fmt.Sprintf("%s, by run %s of %s", handlerName(d.Owed), d.Run, d.Book))
 	}
 	section("What failed", failures.lines())
 	section("How things are now", s.State)
@@ -169,6 +159,14 @@ func (r *record) closingPage(s engine.Summary, owed []journal.Owed, earlier []jo
 	title, lines := r.goOn(s.Questions)
 	fmt.Fprintf(&b, "\n%s:\n  %s\nTo look closer:\n  %s\n", title, strings.Join(lines, "\n  "), r.command("runs", "show"))
 	return b.String()
+}
+
+// handlerName is a handler that is owed, as a page names it.
+func handlerName(o journal.Owed) string {
+	if o.Unsure {
+		return o.Name + " (perhaps: the task that notifies it did not come to its end)"
+	}
+	return o.Name
 }
 
 // goOn is what to type to go on, with answers where some are needed.

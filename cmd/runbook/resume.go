@@ -107,8 +107,8 @@ func (r *resumed) do(cmd *cobra.Command, stateDir, id string, adjust func(*jobFl
 		return fmt.Errorf("cannot resume %s: its record has no beginning", id)
 	}
 	r.run = *r.records[0].Run
-	if last := r.records[len(r.records)-1].Close; last != nil && last.Status == journal.Done {
-		return fmt.Errorf("cannot resume %s: it is through", id)
+	if err := over(r.records); err != nil {
+		return fmt.Errorf("cannot resume %s: %w", id, err)
 	}
 	if !named {
 		fmt.Fprintf(cmd.ErrOrStderr(), "resuming run %s of %s, started %s, %s\n", id, report.Clean(strings.Join(booksOf(r.run), ", ")), localTime(info.Started), info.Status)

@@ -29,12 +29,13 @@ what the id begins with.
   runbook runs show                            the last one: each task on each host, and how to go on
   runbook runs diff 20261126-10 20261127-09    what came out otherwise
   runbook runs export RUN -o run.jsonl         one file, to be read elsewhere: runbook runs import run.jsonl
+  runbook runs give-up RUN --reason "..."      never go on with one, nor do what it owes
   runbook runs prune --older-than 90d          forget old ones`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return nil
 			}
-			hint := "one of list, show, diff, prune, export, import"
+			hint := "one of list, show, diff, give-up, prune, export, import"
 			if looksLikeRun(args[0]) {
 				hint = commandLine(stateDirOf(cmd), "runs", "show", args[0])
 			}
@@ -43,7 +44,7 @@ what the id begins with.
 		RunE: list.RunE,
 	}
 	cmd.Flags().AddFlagSet(list.Flags()) // no verb is list
-	cmd.AddCommand(list, newRunsShow(), newRunsDiff(), newRunsPrune(), newRunsExport(), newRunsImport())
+	cmd.AddCommand(list, newRunsShow(), newRunsDiff(), newRunsGiveUp(), newRunsPrune(), newRunsExport(), newRunsImport())
 	return cmd
 }
 
@@ -77,6 +78,7 @@ func newRunsList() *cobra.Command {
   done          it came to its end, and all is well
   failed        a host failed or was lost, or a play could not go on
   interrupted   somebody ended it, or it ended itself, for instance to ask something
+  given up      somebody has said that it will not be gone on with, and nothing is owed
   dead          its process went away without a word
   damaged       its record is not what was written
   unreadable    its record cannot be read, for instance because it belongs to another user

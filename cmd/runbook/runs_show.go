@@ -125,7 +125,7 @@ func showRun(w io.Writer, r pastRun, records []journal.Record, broken error, dif
 	if closing := records[len(records)-1].Close; r.Resumable && broken == nil && (closing == nil || closing.Text == "") {
 		fmt.Fprintf(w, "\nTo go on:\n  %s\n", goOn(r.stateDir, r.ID, lost))
 	}
-	if r.Imported && r.Status != journal.Done {
+	if r.Imported && !journal.Over(r.Status) {
 		fmt.Fprintf(w, "\nThis is what was imported, to be read: the run can be resumed only where it was made, by %s on %s.\n", report.Clean(run.User), report.Clean(run.Controller))
 	}
 }
@@ -245,10 +245,17 @@ func (t *retelling) record(r journal.Record) {
 		for _, setting := range r.Resume.Settings {
 			words = append(words, "-e "+shellLine([]string{setting}))
 		}
-		t.text.Heading("RESUMED", strings.Join(words, " "))
+		if r.Resume.GiveUp != "" {
+			t.text.Heading("GIVEN UP", strings.Join(words, " ")+": "+report.Clean(r.Resume.GiveUp))
+		} else {
+			t.text.Heading("RESUMED", strings.Join(words, " "))
+		}
 		t.at = nil
 	}
 	for _, s := range r.Settlements() {
+		if r.Close != nil {
+			break // of what was given up its page tells
+		}
 		t.note(report.Event{Host: s.Host}, fmt.Sprintf("that was a handler which the run %s owed: it is settled", s.Run))
 	}
 }

@@ -112,13 +112,11 @@ func (u *unlocking) all(ctx context.Context, hosts []*inventory.Host) error {
 
 // hosts checks what was given, and finds the hosts that are meant.
 func (u *unlocking) hosts(args []string) ([]*inventory.Host, error) {
-	u.reason = strings.Join(strings.Fields(u.reason), " ")
-	switch {
-	case u.reason == "":
-		return nil, errors.New("cannot unlock without a reason\n    hint: give it with --reason: whoever finds the run ended may read it in the host's log")
-	case !utf8.ValidString(u.reason) || len(u.reason) > 200:
-		return nil, errors.New("cannot take this reason: it is one sentence of at most 200 letters")
+	reason, err := oneSentence(u.reason, "unlock", "whoever finds the run ended may read it in the host's log")
+	if err != nil {
+		return nil, err
 	}
+	u.reason = reason
 	if u.inventory == "" {
 		var hosts []*inventory.Host
 		for _, name := range args {
@@ -131,6 +129,24 @@ func (u *unlocking) hosts(args []string) ([]*inventory.Host, error) {
 		return nil, err
 	}
 	return inv.Match(strings.Join(args, ":"))
+}
+
+// oneSentence is a reason as it is told to others.
+func oneSentence(reason, toDo, readers string) (string, error) {
+	reason = strings.Join(strings.Fields(reason), " ")
+	switch {
+	case reason == "":
+		return "", fmt.Errorf("cannot %s without a reason\n    hint: give it with --reason: %s", toDo, readers)
+	case !utf8.ValidString(reason) || len(reason) > 200:
+		return "", errors.New("cannot take this reason: it is one sentence of at most 200 letters")
+	}
+	return reason, nil
+}
+
+// agreed asks whether something is to be done that cannot be taken back.
+func agreed(ctx context.Context, ask func(context.Context, string) (string, error), question string) (yes bool, err error) {
+	answer, err := ask(ctx, question)
+	return strings.TrimSpace(answer) == "yes", err
 }
 
 // unlock ends the locks on one host that the person agrees to. It reports whether the person left one.
@@ -154,11 +170,11 @@ func (u *unlocking) unlock(ctx context.Context, host *inventory.Host) (left bool
 	for _, holder := range holders {
 		say("locked by %s", &holder)
 		if !u.yes {
-			answer, err := u.ask(ctx, fmt.Sprintf("End this lock on %s? Type yes: ", host.Name))
+			yes, err := agreed(ctx, u.ask, fmt.Sprintf("End this lock on %s? Type yes: ", host.Name))
 			if err != nil {
 				return false, err
 			}
-			if strings.TrimSpace(answer) != "yes" {
+			if !yes {
 				say("the lock was left as it is")
 				left = true
 				continue
@@ -184,7 +200,7 @@ func (u *unlocking) unlock(ctx context.Context, host *inventory.Host) (left bool
 func askLine(ctx context.Context, question string) (string, error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return "", errors.New("cannot ask whether to go on: there is no terminal\n    hint: look at who it is, and say --yes")
+		return "", errors.New("cannot ask whether to go on: there is no terminal\n    hint: look at what is told above, and say --yes")
 	}
 	defer tty.Close()
 	fmt.Fprint(tty, question)

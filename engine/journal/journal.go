@@ -181,13 +181,15 @@ type Settled struct {
 	N       int    `json:"at"` // Debt.N: what that run came to owe later is not paid
 }
 
-// Settlements are what a record says to be paid of other runs.
+// Settlements are what a record says to be paid of other runs, or given up of its own.
 func (r *Record) Settlements() []Settled {
 	switch {
 	case r.Settled != nil:
 		return []Settled{*r.Settled}
 	case r.End != nil:
 		return r.End.Settles
+	case r.Close != nil:
+		return r.Close.Settles
 	}
 	return nil
 }
@@ -204,6 +206,7 @@ type Resume struct {
 	Books      []Book            `json:"books,omitempty"`    // as they were from here on, where they had been edited
 	Tasks      map[string]string `json:"tasks,omitempty"`    // and today's id of each task that is still there
 	Hosts      []string          `json:"hosts,omitempty"`    // where they are others than before
+	GiveUp     string            `json:"give_up,omitempty"`  // why it was taken up only to be given up: nothing but its end follows
 }
 
 // The ways in which a run is closed.
@@ -211,7 +214,11 @@ const (
 	Done        = "done"
 	Failed      = "failed"
 	Interrupted = "interrupted"
+	GivenUp     = "given up" // by a person, and what it owed with it
 )
+
+// Over reports whether a run that was closed so is never gone on with.
+func Over(status string) bool { return status == Done || status == GivenUp }
 
 // Close is the last record of a run that came to its end, whichever.
 type Close struct {
@@ -219,6 +226,8 @@ type Close struct {
 	Totals json.RawMessage `json:"totals,omitempty"`
 	Owed   []Owed          `json:"owed,omitempty"`
 	Text   string          `json:"text,omitempty"` // the closing page
+	// Settles is what a run owed that was given up, its own debts.
+	Settles []Settled `json:"settles,omitempty"`
 }
 
 // Owed is a handler that was notified and has not been done.

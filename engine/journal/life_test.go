@@ -659,3 +659,34 @@ func TestNotARecord(t *testing.T) {
 		}
 	}
 }
+
+// A run that is given up owes nothing, from the one record on that ends it; not even to a version of the program that would go on with it.
+func TestGivenUp(t *testing.T) {
+	s, _ := scratch(t)
+	w, err := s.create(testRun)
+	must(t, err)
+	must(t, w.Commit(Record{Kind: KindEnd, End: &End{Key: Key{Task: "t1", Host: "h", Nth: 1}, Notified: []string{"h1"}}}))
+	must(t, w.Commit(Record{Kind: KindResume, Resume: &Resume{GiveUp: "h is gone"}}))
+	must(t, w.Close())
+	if l, err := s.list(); err != nil || !l[0].Resumable || len(debts(t, s.dir)) != 1 {
+		t.Errorf("killed before the end: %+v, %v", l, err)
+	}
+	w, _, err = s.open(w.ID())
+	must(t, err)
+	must(t, w.Commit(Record{Kind: KindClose, Close: &Close{Status: GivenUp, Settles: []Settled{{Run: w.ID(), Host: "h", Handler: "h1", N: 2}}}}))
+	must(t, w.Close())
+	if l, err := s.list(); err != nil || l[0].Resumable || l[0].Status != GivenUp || len(debts(t, s.dir)) != 0 {
+		t.Errorf("given up: %+v, %v", l, err)
+	}
+	w, _, err = s.open(w.ID())
+	must(t, err)
+	must(t, w.Commit(Record{Kind: KindResume, Resume: &Resume{}}))
+	if owed, err := w.Owed(); err != nil || len(owed) != 0 {
+		t.Errorf("gone on with: owed %v, %v", owed, err)
+	}
+	must(t, w.Commit(Record{Kind: KindClose, Close: &Close{Status: GivenUp}}))
+	must(t, w.Close())
+	if gone, err := s.prune(0, time.Now().Add(time.Hour)); err != nil || len(gone) != 1 {
+		t.Errorf("pruned: %v, %v", gone, err)
+	}
+}

@@ -49,7 +49,7 @@ func Each(stateDir, id string, f func(Record) error) (torn int, err error) {
 	return r.torn, err
 }
 
-// What else Info.Status can be than Done, Failed and Interrupted.
+// What else Info.Status can be than how a run was closed.
 const (
 	Running = "running"
 	Dead    = "dead"    // its writer died
@@ -217,7 +217,7 @@ func look(id, path string, imported bool) (Info, error) {
 	default:
 		info.Status, info.Ended = Dead, last.Time
 	}
-	info.Resumable = !live && !imported && info.Status != Done
+	info.Resumable = !live && !imported && !Over(info.Status)
 	return info, nil
 }
 
