@@ -357,7 +357,9 @@ func (p *playRun) halfway(d *doing, t *task, plan module.Plan) (out outcome, don
 func (r *run) ask(q Question) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.asked = append(r.asked, q)
+	if !slices.Contains(r.asked, q) {
+		r.asked = append(r.asked, q)
+	}
 }
 
 // note puts on record what need not be on disk at once. If it cannot be, no further task begins.

@@ -37,7 +37,7 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 	items, looped, stop := p.items(t, env)
 	if stop != nil {
 		if stop.result.Status == report.Unknown && !p.job.Check {
-			*stop = p.missing(stop.result.Because)
+			*stop = p.missing(t, h, stop.result.Because)
 		}
 		*stop = p.provisional(*stop, h, reached)
 		name := p.taskName(t, env)
@@ -91,7 +91,7 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 			out.values["changed"] = vars.Unknown{Because: out.result.Because}
 		}
 		if out.result.Status == report.Unknown && !p.job.Check {
-			out = p.missing(out.result.Because) // a person took for done what was to tell it
+			out = p.missing(t, h, out.result.Because) // a person took for done what was to tell it
 		}
 		p.notifyAfter(t, h, itemEnv, &out, name)
 		if out.doing != nil {

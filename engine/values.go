@@ -89,14 +89,28 @@ func (p *playRun) lookedUp(past *outcome, d *doing, plan module.Plan) {
 	past.values = values
 }
 
-// missing is the outcome of a task that needs what nobody knows. What a person took for done may be done anew for it.
-func (r *run) missing(because string) outcome {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, d := range r.unseen {
-		if q := (Question{Host: d.host, Task: d.name, Item: d.item, Again: true}); strings.Contains(because, notKnown(d.task)) && !slices.Contains(r.asked, q) {
-			r.asked = append(r.asked, q)
+// missing is the outcome of a task that needs what nobody knows. What a person took for done may be done anew for it. If the task was under way,
+// that is asked in the same breath: what is done anew for it is forgotten again when the run ends.
+func (p *playRun) missing(t *task, h *hostRun, because string) outcome {
+	var asked []Question
+	p.mu.Lock()
+	for _, d := range p.unseen {
+		if strings.Contains(because, notKnown(d.task)) {
+			asked = append(asked, Question{Host: d.host, Task: d.name, Item: d.item, Again: true})
 		}
+	}
+	p.mu.Unlock()
+	if len(asked) > 0 {
+		p.memo.mu.Lock()
+		for key, begin := range p.memo.begun {
+			if key.Task == p.taskID(t) && key.Host == h.host.Name {
+				asked = append(asked, Question{Host: key.Host, Task: begin.Name, Item: begin.Label})
+			}
+		}
+		p.memo.mu.Unlock()
+	}
+	for _, q := range asked {
+		p.ask(q)
 	}
 	return fail("cannot go on without what nobody knows: %s", because)
 }
