@@ -223,3 +223,40 @@ func (c *crash) records(t *testing.T) string {
 	}
 	return string(all)
 }
+
+// TestCrashJobOfOthers guards that the outcome of a job that went on without the program is not taken for that of a task whose arguments are others
+// now, which was accepted.
+func TestCrashJobOfOthers(t *testing.T) {
+	t.Parallel()
+	const book = `runbook: job
+params: {root: {type: path, required: true}, text: {default: one}}
+plays:
+  - hosts: all
+    tasks:
+      - name: long
+        detach: true
+        command: {shell: 'echo {{ text }} >>{{ root }}/log'}
+`
+	for n := 1; ; n++ {
+		c := newCrash(t)
+		c.write(t, "book.yml", book)
+		cmd := c.command(t, crashing, "run", "book.yml", "-i", "inv.yml", "-e", "root="+c.root, "--state-dir", c.state)
+		cmd.Env = append(cmd.Env, fmt.Sprintf("RUNBOOK_CRASH=%d", n))
+		if out, err := cmd.CombinedOutput(); err == nil {
+			t.Fatalf("no moment between the job and its end:\n%s", out)
+		}
+		if log, _ := os.ReadFile(filepath.Join(c.root, "log")); string(log) != "one\n" || strings.Contains(c.records(t), `"kind":"end"`) {
+			continue
+		}
+		resume := []string{"resume", "--state-dir", c.state, "--accept-changes", "-e", "text=two"}
+		out, _ := c.command(t, program, resume...).CombinedOutput()
+		if log, _ := os.ReadFile(filepath.Join(c.root, "log")); string(log) != "one\n" || !underWay.Match(out) {
+			t.Errorf("killed at moment %d: the log has %q\n%s", n, log, out)
+		}
+		out, err := c.command(t, program, append(resume, "--mark-done", "here/long")...).CombinedOutput()
+		if log, _ := os.ReadFile(filepath.Join(c.root, "log")); err != nil || string(log) != "one\ntwo\n" {
+			t.Errorf("killed at moment %d, and answered: the log has %q: %v\n%s", n, log, err, out)
+		}
+		return
+	}
+}

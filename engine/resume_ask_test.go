@@ -39,12 +39,6 @@ func (r *resumable) log(t *testing.T, want string) {
 	}
 }
 
-func set(name, value string) func(*engine.Job) {
-	return func(job *engine.Job) {
-		job.Settings = append(job.Settings, engine.Setting{Name: name, Value: spec.ParseScalar(value), Origin: "-e"})
-	}
-}
-
 const onA = "        when: inventory_hostname == \"a\"\n"
 
 func says(name, more string) string {
@@ -142,6 +136,155 @@ func TestQuestionRunOnce(t *testing.T) {
 		t.Errorf("asked %v:\n%s", s.Questions, out)
 	}
 	r.log(t, "b ")
+}
+
+// TestQuestionOnceGone guards that what was done for all on a host that takes no part any more is not done again on another, and that what was under
+// way there is asked about.
+func TestQuestionOnceGone(t *testing.T) {
+	for _, died := range []bool{false, true} {
+		r := newResumable(t, resumeHead+"      - name: once\n        run_once: true\n        command: {shell: 'echo once >>{{ root }}/log'}\n"+gate)
+		r.run(t, nil)
+		if died {
+			r.cut(t, "once", "a")
+		}
+		r.touch(t, "open")
+		if err := os.WriteFile(filepath.Join(r.dir, "inventory.yml"), []byte("groups: {web: {hosts: {b: {}}}}\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if died {
+			r.asks(t, engine.Question{Host: "a", Task: "once"}, accept)
+		} else {
+			r.through(t, accept)
+		}
+		r.log(t, "once ")
+	}
+}
+
+// TestQuestionInRescue guards that a rescue or an always in which the program died goes on there, with the answer, and that the block before it is
+// not tried again though it might go well now.
+func TestQuestionInRescue(t *testing.T) {
+	block := func(fails string) string {
+		return "      - block:\n" + strings.TrimRight(indented(fails+says("never", "")), " ") + "        rescue:\n" + strings.TrimRight(indented(says("rescue", "        register: said\n")), " ") +
+			"        always:\n" + strings.TrimRight(indented(says("finally", "")), " ") + says("tail", "")
+	}
+	look := "      - name: look\n" + onA + "        command: {argv: [test, -e, '{{ root }}/open'], read: true}\n"
+	half := "      - name: half\n" + onA + "        command: {shell: 'test -e {{ root }}/open && echo half >>{{ root }}/log'}\n"
+	for _, c := range []struct{ fails, died, want string }{
+		{look, "rescue", "rescue finally tail "},
+		{half, "rescue", "rescue finally tail "},
+		{half, "finally", "finally tail "},
+		{half, "tail", "tail "},
+	} {
+		r := newResumable(t, resumeHead+block(c.fails))
+		r.run(t, nil)
+		r.log(t, "rescue finally tail ")
+		r.cut(t, c.died, "a")
+		r.lay(t, "log", "")
+		r.touch(t, "open")
+		r.asks(t, engine.Question{Host: "a", Task: c.died}, nil)
+		r.log(t, "")
+		r.through(t, rerun("a/"+c.died))
+		r.log(t, c.want)
+	}
+}
+
+// TestForgivenNoMore guards that a failure which the edited book does not forgive any more is tried again, once.
+func TestForgivenNoMore(t *testing.T) {
+	bare := strings.Replace(says("bare", ""), "/log'", "/log; test -e {{ root }}/open'", 1)
+	block := func(second string) string {
+		return "      - block:\n" + strings.TrimRight(indented(bare), " ") + "        " + second + ":\n" + strings.TrimRight(indented(says("saves", "")), " ")
+	}
+	for name, c := range map[string][3]string{
+		"ignored": {bare + "        ignore_errors: true\n", bare, "bare bare "},
+		"rescued": {block("rescue"), block("always"), "bare saves bare saves "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newResumable(t, resumeHead+c[0]+gate)
+			r.run(t, nil)
+			r.touch(t, "open")
+			r.write(t, resumeHead+c[1]+gate)
+			for range 2 {
+				r.through(t, accept)
+				r.log(t, c[2])
+			}
+		})
+	}
+}
+
+// TestTakenForDoneStays guards that what a person has taken for done stays so when the run fails and is resumed again.
+func TestTakenForDoneStays(t *testing.T) {
+	r := newResumable(t, resumeHead+says("bare", "        register: said\n")+gate)
+	r.run(t, nil)
+	r.cut(t, "bare", "a")
+	for _, answer := range []func(*engine.Job){markDone("a/bare"), nil} {
+		if out, s := r.on(t, answer); s.Asked() {
+			t.Errorf("asked %+v:\n%s", s.Questions, out)
+		}
+		r.log(t, "bare ")
+	}
+	r.touch(t, "open")
+	r.through(t, nil)
+	r.log(t, "bare ")
+}
+
+// TestUnderWayWithOthers guards what becomes of a task that was under way when its arguments are others, or cannot be told: the question is about
+// what was begun, there where it was begun, and its answer too.
+func TestUnderWayWithOthers(t *testing.T) {
+	head := strings.Replace(resumeHead, "params:\n", "params:\n  where: {default: b}\n  text: {default: one}\n  n: {type: int, default: 0}\n", 1)
+	asked := engine.Question{Host: "a", Task: "bare"}
+	died := func(book string) *resumable {
+		r := newResumable(t, head+book)
+		r.run(t, nil)
+		r.cut(t, "bare", "a")
+		return r
+	}
+	r := died(says("bare", "        delegate_to: '{{ where }}'\n"))
+	if out, s := r.on(t, with(set("where", "a"), accept)); len(s.Questions) != 1 || s.Questions[0] != asked || !strings.Contains(out, "look on b") {
+		t.Errorf("asked %+v:\n%s", s.Questions, out)
+	}
+	r.log(t, "bare ")
+
+	// What is taken for done is what was under way, not what is to be done now.
+	r = died(strings.Replace(says("bare", ""), "echo bare", "echo {{ text }}", 1))
+	r.through(t, with(set("text", "two"), accept, markDone("a/bare")))
+	r.log(t, "one two ")
+
+	// It rests upon what was looked at before it, and goes on doing so.
+	r = died("      - name: look\n" + onA + "        command: {shell: 'cat {{ root }}/log 2>/dev/null; echo end', read: true}\n        register: found\n" +
+		"      - name: bare\n        when: inventory_hostname == \"a\" && found.stdout == \"end\"\n        command: {shell: 'echo bare {{ found.stdout_lines[n] }} >>{{ root }}/log'}\n")
+	if out, s := r.on(t, set("n", "7")); s.Asked() || !s.Failed() {
+		t.Errorf("asked %+v:\n%s", s.Questions, out)
+	}
+	r.asks(t, asked, nil)
+	r.log(t, "bare end ")
+	r.through(t, markDone("a/bare"))
+	r.log(t, "bare end ")
+}
+
+// TestToBeSkipped guards that what was begun is not passed over without a question when its condition does not hold any more.
+func TestToBeSkipped(t *testing.T) {
+	head := strings.Replace(resumeHead, "params:\n", "params:\n  wanted: {type: bool, default: true}\n", 1)
+	wanted := strings.NewReplacer(onA, "        when: wanted && inventory_hostname == \"a\"\n")
+	for _, c := range []struct{ name, book, died, want string }{
+		{"done", wanted.Replace(says("bare", "")) + gate, "", "bare "},
+		{"under way", wanted.Replace(says("bare", "")), "bare", "bare "},
+		{"half done", wanted.Replace(strings.Replace(says("bare", ""), "/log'", "/log; exit 1'", 1)), "", "bare "},
+		{"a handler, under way", "      - name: file\n" + onA + "        copy: {dest: '{{ root }}/file', content: \"x\\n\"}\n        notify: bare\n    handlers:\n" + wanted.Replace(says("bare", "")), "bare", "bare "},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			r := newResumable(t, head+c.book)
+			r.on(t, nil)
+			if c.died != "" {
+				r.cut(t, c.died, "a")
+			}
+			r.touch(t, "open")
+			r.asks(t, engine.Question{Host: "a", Task: "bare", Accept: true}, set("wanted", "false"))
+			r.through(t, with(set("wanted", "false"), accept))
+			r.log(t, c.want)
+		})
+	}
 }
 
 // TestTakenForDone guards that nobody invents what a command returned that a person took for done: who needs it fails, and it can be done once

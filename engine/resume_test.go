@@ -110,6 +110,120 @@ func (r *resumable) run(t *testing.T, change func(*engine.Job)) (string, engine.
 	return strings.ReplaceAll(rec.lines(), r.root, "$ROOT"), summary
 }
 
+// on runs as the program does: with what the run owes itself, what others have paid for it, and what others owe.
+func (r *resumable) on(t *testing.T, change func(*engine.Job)) (string, engine.Summary) {
+	t.Helper()
+	return r.run(t, func(job *engine.Job) {
+		id := job.Journal.ID()
+		job.Debts = slices.DeleteFunc(r.owes(t), func(d journal.Debt) bool { return d.Run == id })
+		if job.Past != nil {
+			if err := journal.Paid(r.state, id, job.Past); err != nil {
+				t.Fatal(err)
+			}
+			var err error
+			if job.Own, err = job.Journal.Owed(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if change != nil {
+			change(job)
+		}
+	})
+}
+
+// through goes on as the program does, and has to come to the end.
+func (r *resumable) through(t *testing.T, change func(*engine.Job)) {
+	t.Helper()
+	if out, s := r.on(t, change); s.Failed() || s.Asked() || s.Interrupted {
+		t.Errorf("not through, asked %+v:\n%s", s.Questions, out)
+	}
+}
+
+// asks goes on as the program does, and has to end with one question.
+func (r *resumable) asks(t *testing.T, want engine.Question, change func(*engine.Job)) {
+	t.Helper()
+	if out, s := r.on(t, change); len(s.Questions) != 1 || s.Questions[0] != want {
+		t.Errorf("asked %+v, want %+v:\n%s", s.Questions, want, out)
+	}
+}
+
+// with, set, accept, rerun and markDone are what a person adds to the call.
+func with(all ...func(*engine.Job)) func(*engine.Job) {
+	return func(job *engine.Job) {
+		for _, one := range all {
+			one(job)
+		}
+	}
+}
+
+func set(name, value string) func(*engine.Job) {
+	return func(job *engine.Job) {
+		job.Settings = append(job.Settings, engine.Setting{Name: name, Value: spec.ParseScalar(value), Origin: "-e"})
+	}
+}
+
+func accept(job *engine.Job) { job.AcceptChanges = true }
+
+func rerun(name string) func(*engine.Job) {
+	return func(job *engine.Job) { job.Rerun = append(job.Rerun, name) }
+}
+
+func markDone(name string) func(*engine.Job) {
+	return func(job *engine.Job) { job.MarkDone = append(job.MarkDone, name) }
+}
+
+// cutBefore ends the record before the last line that has all of some texts, as if the program had died there.
+func (r *resumable) cutBefore(t *testing.T, texts ...string) {
+	t.Helper()
+	lines := strings.SplitAfter(r.record(t), "\n")
+	for i := len(lines) - 1; i >= 0; i-- {
+		if hasAll(lines[i], texts) {
+			r.keep(t, lines[:i])
+			return
+		}
+	}
+	t.Fatalf("no line has %q:\n%s", texts, r.record(t))
+}
+
+// cutBehind ends it behind the first such line.
+func (r *resumable) cutBehind(t *testing.T, texts ...string) {
+	t.Helper()
+	lines := strings.SplitAfter(r.record(t), "\n")
+	for i := range lines {
+		if hasAll(lines[i], texts) {
+			r.keep(t, lines[:i+1])
+			return
+		}
+	}
+	t.Fatalf("no line has %q:\n%s", texts, r.record(t))
+}
+
+func hasAll(line string, texts []string) bool {
+	return !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(line, text) })
+}
+
+func (r *resumable) keep(t *testing.T, lines []string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(r.state, "runs", r.id+".jsonl"), []byte(strings.Join(lines, "")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// lay writes a file of the hosts, as it was when the program died.
+func (r *resumable) lay(t *testing.T, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(r.root, name), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (r *resumable) remove(t *testing.T, name string) {
+	t.Helper()
+	if err := os.Remove(filepath.Join(r.root, name)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (r *resumable) read(name string) string {
 	data, _ := os.ReadFile(filepath.Join(r.root, name))
 	return string(data)
