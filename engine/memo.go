@@ -280,23 +280,20 @@ func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args m
 	m := p.memo
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	looped := t.loop != nil
-	if looped {
-		defer func() {
-			if d.restore == nil && d.halfway == nil {
-				d.Item = m.room(d)
-			}
-		}()
-	}
+	defer func() {
+		if d.restore == nil && d.halfway == nil {
+			d.Item = m.room(d)
+		}
+	}()
 	for key, begin := range m.half {
-		if key == d.Key && !looped || looped && key.Task == d.Task && key.Host == d.Host && key.Nth == d.Nth && begin.Digest == d.digest {
+		if key == d.Key && begin.Label == d.label || key.Task == d.Task && key.Host == d.Host && key.Nth == d.Nth && begin.Digest == d.digest {
 			d.half = begin
 		}
 	}
 	begun := m.begun[d.Key]
 	if begun == nil || begun.Digest != d.digest {
-		// It may be an item that stood elsewhere; what a task without a loop has begun with other arguments is what it is asked about.
-		if same := m.itemBegun(d); same != nil || looped {
+		// It may be an item that stood elsewhere. What this one has begun with other arguments is what it is asked about; another's place is its own.
+		if same := m.itemBegun(d); same != nil || begun != nil && begun.Label != d.label {
 			begun = same
 		}
 	}
@@ -311,13 +308,10 @@ func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args m
 			end = same
 		}
 	}
-	if looped && end != nil && m.taken[end] {
+	if end == nil || m.taken[end] {
 		return nil, nil
 	}
-	if end == nil {
-		return nil, nil
-	}
-	if !looped || end.Digest == d.digest {
+	if end.Label == d.label || end.Digest == d.digest {
 		d.owes, d.at = end.Owes(), m.at[end]
 	}
 	if end.Digest != d.digest {
@@ -367,7 +361,8 @@ func (m *memo) room(d *doing) string {
 	key := d.Key
 	for n := 1; ; n++ {
 		end, begun, half := m.ends[key], m.begun[key], m.half[key]
-		if (end == nil || end.Digest == d.digest && !m.taken[end]) && (begun == nil || begun.Digest == d.digest) && (half == nil || half.Digest == d.digest) {
+		own := func(digest, label string) bool { return digest == d.digest || label == d.label } // with other arguments it takes the place of what it was
+		if (end == nil || own(end.Digest, end.Label) && !m.taken[end]) && (begun == nil || own(begun.Digest, begun.Label)) && (half == nil || own(half.Digest, half.Label)) {
 			return key.Item
 		}
 		key.Item = fmt.Sprintf("%s.%d", d.Item, n)
@@ -390,7 +385,7 @@ func (m *memo) labelled(at journal.Key, label string) journal.Key {
 		return key.Task == at.Task && key.Host == at.Host && key.Nth == at.Nth
 	}
 	for key, end := range m.ends {
-		if is(key) && end.Label == label {
+		if is(key) && end.Label == label && !m.taken[end] {
 			return key
 		}
 	}

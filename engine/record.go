@@ -145,11 +145,9 @@ func (p *playRun) past(ctx context.Context, d *doing, t *task, target *hostRun, 
 		return nil, false, nil
 	}
 	end := d.restore
-	out = &outcome{restored: true}
-	if err := json.Unmarshal(end.Result, &out.result); err != nil {
-		return nil, false, p.unrecorded(fmt.Errorf("cannot read an outcome on record: %w", err))
+	if out, err = restored(t, end); err != nil {
+		return nil, false, p.unrecorded(err)
 	}
-	out.result.OnRecord = true
 	forgiven := out.result.Status == report.Failed || out.result.Status == report.Unreachable
 	switch {
 	case (end.Unseen || end.Withheld) && p.answers(p.job.Rerun, d) && !p.memo.doubtful[journal.Answer(d.Host, end.Name, "")]:
@@ -159,10 +157,6 @@ func (p *playRun) past(ctx context.Context, d *doing, t *task, target *hostRun, 
 		d.restore = nil // by the book as it was
 		return nil, false, nil
 	}
-	if out.values, err = onRecord(t, end); err != nil {
-		return nil, false, p.unrecorded(err)
-	}
-	out.values = common(out.result, out.values)
 	if forgiven {
 		return out, false, nil
 	}
@@ -170,6 +164,49 @@ func (p *playRun) past(ctx context.Context, d *doing, t *task, target *hostRun, 
 	d.anew = (end.Effect || !neverChanges(t) && !t.readsOnly()) && p.rebooted(ctx, target, user)
 	d.look = end.Withheld && !end.Unseen && t.spec.Register != ""
 	return out, d.anew || d.look, nil
+}
+
+// restored is an outcome as the record has it.
+func restored(t *task, end *journal.End) (*outcome, error) {
+	out := &outcome{restored: true, on: end.On}
+	err := json.Unmarshal(end.Result, &out.result)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read an outcome on record: %w", err)
+	}
+	out.result.OnRecord = true
+	values, err := onRecord(t, end)
+	out.values = common(out.result, values)
+	return out, err
+}
+
+// believed is the outcome on record of a doing of which it cannot be told whether its condition or its arguments are what they were, as a value in
+// them is known no more; nil if it has none.
+func (p *playRun) believed(t *task, h *hostRun, index int, label string, d *doing) *outcome {
+	if p.job.Journal == nil {
+		return nil
+	}
+	if d == nil {
+		d = p.doingOf(t, h, index)
+	}
+	label = p.job.Masker.Mask(label)
+	m := p.memo
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	end := m.ends[d.Key]
+	if label != "" {
+		end = m.ends[m.labelled(d.Key, label)]
+	}
+	if end == nil || m.taken[end] {
+		return nil
+	}
+	out, err := restored(t, end)
+	if err != nil || out.result.Status == report.Failed || out.result.Status == report.Unreachable {
+		return nil
+	}
+	m.taken[end] = true
+	d.Key, d.digest, d.restore, d.owes, d.at = end.Key, end.Digest, end, end.Owes(), m.at[end]
+	out.doing = d
+	return out
 }
 
 // forgives reports whether the play may go on after a failure of a task.
@@ -181,7 +218,7 @@ func (p *playRun) forgives(t *task) bool {
 // answers reports whether a list of answers names what is done here: by the names that it has or had, on all hosts or this one, with its item or
 // without.
 func (p *playRun) answers(list []string, d *doing) bool {
-	names := [][2]string{{p.job.Masker.Mask(d.name), p.job.Masker.Mask(d.label)}}
+	names := [][2]string{{d.name, d.label}}
 	if d.halfway != nil {
 		names = append(names, [2]string{d.halfway.Name, d.halfway.Label})
 	}
@@ -344,7 +381,7 @@ func (p *playRun) halfway(d *doing, t *task, plan module.Plan) (out outcome, don
 	case plan.Unknown == "" && !plan.Act, plan.Again, neverChanges(t), rerun, marked:
 		return out, false
 	}
-	q := Question{Host: d.Host, Task: cmp.Or(d.halfway.Name, p.job.Masker.Mask(d.name)), Item: d.halfway.Label}
+	q := Question{Host: d.Host, Task: cmp.Or(d.halfway.Name, d.name), Item: d.halfway.Label}
 	p.ask(q)
 	here := transport.Quote(journal.Answer(q.Host, q.Task, q.Item))
 	out = fail("it was under way when the run ended, and nobody but you can tell whether it was done: look on %s, then resume with --rerun %s or --mark-done %s",

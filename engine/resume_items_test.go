@@ -130,3 +130,44 @@ func TestItemHalfDone(t *testing.T) {
 		r.log(t, "restarted ")
 	}
 }
+
+// TestChangedBack guards that a task whose arguments were others in between, which was accepted and done, or begun, is done anew when they are again
+// what they were: what is on record of them does not hold any more.
+func TestChangedBack(t *testing.T) {
+	for _, loop := range []string{"", "        loop: [x]\n"} {
+		for _, became := range []string{"done", "under way", "failed half-way"} {
+			t.Run(map[bool]string{true: "task ", false: "item "}[loop == ""]+became, func(t *testing.T) {
+				t.Parallel()
+				r := newResumable(t, strings.Replace(resumeHead, "params:\n", "params:\n  text: {default: one}\n", 1)+"      - name: file\n"+onA+loop+
+					"        command: {shell: 'echo {{ text }} >{{ root }}/file; test {{ text }} = one || test ! -e {{ root }}/broken', unless: 'grep -qx {{ text }} {{ root }}/file'}\n"+gate)
+				r.on(t, nil)
+				if became == "failed half-way" {
+					r.touch(t, "broken")
+				}
+				two := with(set("text", "two"), accept)
+				r.on(t, two)
+				if became == "under way" {
+					r.cutBefore(t, `"kind":"end"`, `"name":"file"`, `"host":"a"`)
+				}
+				if r.read("file") != "two\n" {
+					t.Fatalf("left %q", r.read("file"))
+				}
+				r.touch(t, "open")
+				out, s := r.on(t, with(set("text", "one"), accept))
+				if s.Failed() || s.Asked() || r.read("file") != "one\n" {
+					t.Errorf("failed %v, asked %+v, left %q:\n%s", s.Failed(), s.Questions, r.read("file"), out)
+				}
+			})
+		}
+	}
+}
+
+// TestSkippedNamesake guards that an item which is skipped, as it was, is not taken for one that was done because both are called the same.
+func TestSkippedNamesake(t *testing.T) {
+	r := newResumable(t, resumeHead+"      - name: bare\n        loop: [ann, ann]\n        loop_control: {index_var: i}\n        when: inventory_hostname == \"a\" && i == 0\n        command: {shell: 'echo bare >>{{ root }}/log'}\n"+gate)
+	r.on(t, nil)
+	r.log(t, "bare ")
+	r.touch(t, "open")
+	r.through(t, nil)
+	r.log(t, "bare ")
+}

@@ -91,7 +91,11 @@ func (p *playRun) task(ctx context.Context, t *task, h *hostRun) map[string]any 
 			out.values["changed"] = vars.Unknown{Because: out.result.Because}
 		}
 		if out.result.Status == report.Unknown && !p.job.Check {
-			out = p.missing(t, h, out.result.Because) // a person took for done what was to tell it
+			if past := p.believed(t, h, i, label, out.doing); past != nil {
+				out = *past
+			} else {
+				out = p.missing(t, h, out.result.Because) // a person took for done what was to tell it
+			}
 		}
 		p.notifyAfter(t, h, itemEnv, &out, name)
 		if out.doing != nil {
@@ -404,7 +408,7 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 	if stop != nil {
 		return *stop
 	}
-	d.name, d.label = e.Task, e.Item
+	d.name, d.label = p.job.Masker.Mask(e.Task), p.job.Masker.Mask(e.Item)
 	past, again, stop := p.past(ctx, d, t, target, *user, args, late, environment)
 	if stop != nil || past != nil && !again {
 		return *cmp.Or(stop, past)
