@@ -87,6 +87,18 @@ func TestNotifierInDoubt(t *testing.T) {
 	}
 }
 
+// TestHalfDoneNotifies guards that the handler of a task which failed when it had begun runs, though the task changes nothing any more when it is
+// done again.
+func TestHalfDoneNotifies(t *testing.T) {
+	r := newResumable(t, resumeHead+"      - name: make\n"+onA+"        command: {shell: 'test -e {{ root }}/made && echo was there || { touch {{ root }}/made; exit 1; }'}\n        register: said\n"+
+		"        changed_when: said.stdout == \"made\"\n        notify: restart\n"+restarts)
+	if out, s := r.on(t, nil); !s.Failed() || len(r.owes(t)) != 1 {
+		t.Errorf("owed %+v:\n%s", r.owes(t), out)
+	}
+	r.through(t, nil)
+	r.log(t, "restarted ")
+}
+
 // TestPaidByAnother guards that what another run has paid is not paid again when the run that died in the notifier is resumed, whatever has become
 // of the notifier meanwhile.
 func TestPaidByAnother(t *testing.T) {
