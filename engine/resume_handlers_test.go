@@ -121,7 +121,7 @@ func TestPaidByAnother(t *testing.T) {
 		{"the second of two", notifier("other") + file, "file", nil, "restarted "},
 		{"skipped now", file, "file", with(set("wanted", "false"), accept), "restarted "},
 		{"no such item now", items, "file", with(none, accept), "restarted "},
-		{"another item now", items, "file", with(set("items", "[g]"), accept), "restarted restarted "},
+		{"another item now", items, "file", with(set("items", "g"), accept), "restarted restarted "},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
