@@ -124,7 +124,7 @@ func (b *randomCrash) task(indent string, fails bool) string {
 		}
 	}
 	notify := func() {
-		if b.handlers > 0 && b.chance(30) {
+		if b.handlers > 0 && !b.once[name] && b.chance(30) { // on which host that was is chance
 			line("notify: h%d", b.IntN(b.handlers))
 		}
 	}
