@@ -100,7 +100,7 @@ func compile(job *Job) (*program, spec.Errors) {
 		var own []*spec.Error
 		c := &compiler{job: job, src: job.Books[i], book: b, errs: &own, regs: map[string]vars.Type{}, later: map[string]bool{}}
 		if c.src.Owed {
-			if i == asked && asked > 0 && !p.mayChange() {
+			if i == asked && asked > 0 && !p.mayChange(job) {
 				break // who only looks does not expect that something is restarted
 			}
 			c.job = c.src.as(job, b)
@@ -652,7 +652,10 @@ func (c *compiler) compilePlay(number int, ps *spec.Play, hosts []*inventory.Hos
 	in.becomeUser = c.optional(ps.BecomeUser, scope)
 	in.env = c.compileEnv(nil, ps.Environment, scope)
 	p.tasks = c.compileTasks(fmt.Sprint(number), ps.Tasks, scope, in, p)
-	// Handlers run when the tasks have: they see every result.
+	// Handlers run when the tasks have: they see every result. Where those do not run at all, there is none.
+	if c.src.Owed {
+		c.regs = map[string]vars.Type{}
+	}
 	p.handlers = c.compileTasks(fmt.Sprintf("%d/handlers", number), ps.Handlers, scope, in, p)
 	if p.after {
 		c.readsOnly(p)

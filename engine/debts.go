@@ -168,15 +168,21 @@ func (p *playRun) hadTurn(t *task, h *hostRun) {
 	}
 }
 
-// paidMeanwhile is the outcome of a handler that runs for earlier runs alone, if another run has run it while this one came to have the host's lock.
+// paidMeanwhile is the outcome of a handler that runs for earlier runs, or parts of this one, alone, if another run has run it while this one came to have the host's lock.
 func (p *playRun) paidMeanwhile(t *task, h *hostRun) *outcome {
 	h.mu.Lock()
 	debts, why := h.debts[t], h.turn[t]
 	h.mu.Unlock()
-	if len(debts) == 0 || why.fresh || why.at > 0 {
+	if why.fresh || len(debts) == 0 && why.at == 0 {
 		return nil
 	}
 	left, err := p.job.Journal.Unpaid(debts)
+	if err == nil && why.at > 0 {
+		var paid int
+		if paid, err = p.job.Journal.PaidFor(h.host.Name, p.taskID(t)); paid < why.at {
+			return nil
+		}
+	}
 	switch {
 	case err != nil:
 		out := fail("nothing was changed: it cannot be told whether another run has done it meanwhile: %v", err)

@@ -30,6 +30,21 @@ type memo struct {
 	// tasks, by host and name, of which something was under way: an answer is about that
 	doubtful map[string]bool
 	turned   map[turn]int // where it says that a handler has had its turn, last
+	items    map[itemOf][]journal.Key
+}
+
+// itemOf is an item of one doing of a task on a host: by its label, or by the digest of its arguments.
+type itemOf struct {
+	task, host string
+	nth        int
+	by, is     string
+}
+
+// index notes where an item of a loop stands.
+func (m *memo) index(key journal.Key, label, digest string) {
+	for _, item := range []itemOf{{key.Task, key.Host, key.Nth, "label", label}, {key.Task, key.Host, key.Nth, "digest", digest}} {
+		m.items[item] = append(m.items[item], key)
+	}
 }
 
 // turn is a handler on a host.
@@ -45,7 +60,7 @@ func (m *memo) behind(task, host string, why notice) int {
 }
 
 func newMemo(past []journal.Record) *memo {
-	m := &memo{ends: map[journal.Key]*journal.End{}, taken: map[*journal.End]bool{}, half: map[journal.Key]*journal.Begin{}, at: map[*journal.End]int{}, from: map[*journal.Begin]int{}, begun: map[journal.Key]*journal.Begin{}, facts: map[string]*journal.Facts{}, boots: map[string]string{}, machines: map[string]string{}, doubtful: map[string]bool{}, turned: map[turn]int{}}
+	m := &memo{ends: map[journal.Key]*journal.End{}, taken: map[*journal.End]bool{}, half: map[journal.Key]*journal.Begin{}, at: map[*journal.End]int{}, from: map[*journal.Begin]int{}, begun: map[journal.Key]*journal.Begin{}, facts: map[string]*journal.Facts{}, boots: map[string]string{}, machines: map[string]string{}, doubtful: map[string]bool{}, turned: map[turn]int{}, items: map[itemOf][]journal.Key{}}
 	rests := based(past)
 	for _, r := range past {
 		switch {
@@ -89,6 +104,13 @@ func newMemo(past []journal.Record) *memo {
 	}
 	for key, begin := range m.begun {
 		m.doubtful[journal.Answer(key.Host, begin.Name, "")] = true
+		m.index(key, begin.Label, begin.Digest)
+	}
+	for key, begin := range m.half {
+		m.index(key, begin.Label, begin.Digest)
+	}
+	for key, end := range m.ends {
+		m.index(key, end.Label, end.Digest)
 	}
 	return m
 }
@@ -285,10 +307,11 @@ func (p *playRun) recall(d *doing, t *task, target *hostRun, user string, args m
 			d.Item = m.room(d)
 		}
 	}()
-	for key, begin := range m.half {
-		if key == d.Key && begin.Label == d.label || key.Task == d.Task && key.Host == d.Host && key.Nth == d.Nth && begin.Digest == d.digest {
-			d.half = begin
-		}
+	if begin := m.half[d.Key]; begin != nil && begin.Label == d.label {
+		d.half = begin
+	}
+	for _, key := range m.items[itemOf{d.Task, d.Host, d.Nth, "digest", d.digest}] {
+		d.half = cmp.Or(m.half[key], d.half)
 	}
 	begun := m.begun[d.Key]
 	if begun == nil || begun.Digest != d.digest {
@@ -347,8 +370,9 @@ func (d *doing) differs(digest string, args map[string]string) (names []string) 
 // itemDone finds an item with the same arguments at another place in the loop, which may have been edited. Who calls it holds mu.
 func (m *memo) itemDone(d *doing) *journal.End {
 	var found *journal.End
-	for key, end := range m.ends {
-		if key.Item != d.Item && end.Digest == d.digest && !m.taken[end] && end.Task == d.Task && end.Host == d.Host && end.Nth == d.Nth && (found == nil || m.at[end] < m.at[found]) {
+	for _, key := range m.items[itemOf{d.Task, d.Host, d.Nth, "digest", d.digest}] {
+		end := m.ends[key]
+		if key.Item != d.Item && end != nil && end.Digest == d.digest && !m.taken[end] && (found == nil || m.at[end] < m.at[found]) {
 			found = end
 		}
 	}
@@ -371,8 +395,8 @@ func (m *memo) room(d *doing) string {
 
 // itemBegun finds one that was under way. Who calls it holds mu.
 func (m *memo) itemBegun(d *doing) *journal.Begin {
-	for key, begin := range m.begun {
-		if begin.Digest == d.digest && key.Task == d.Task && key.Host == d.Host && key.Nth == d.Nth {
+	for _, key := range m.items[itemOf{d.Task, d.Host, d.Nth, "digest", d.digest}] {
+		if begin := m.begun[key]; begin != nil && begin.Digest == d.digest {
 			return begin
 		}
 	}
@@ -381,19 +405,9 @@ func (m *memo) itemBegun(d *doing) *journal.Begin {
 
 // labelled is where the record has the item of a loop that is called so, wherever it stands now. Who calls it holds mu.
 func (m *memo) labelled(at journal.Key, label string) journal.Key {
-	is := func(key journal.Key) bool {
-		return key.Task == at.Task && key.Host == at.Host && key.Nth == at.Nth
-	}
-	for key, end := range m.ends {
-		if is(key) && end.Label == label && !m.taken[end] {
+	for _, key := range m.items[itemOf{at.Task, at.Host, at.Nth, "label", label}] {
+		if end := m.ends[key]; end != nil && !m.taken[end] || m.begun[key] != nil || m.half[key] != nil {
 			return key
-		}
-	}
-	for _, open := range []map[journal.Key]*journal.Begin{m.begun, m.half} {
-		for key, begin := range open {
-			if is(key) && begin.Label == label {
-				return key
-			}
 		}
 	}
 	at.Item = ""

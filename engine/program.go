@@ -38,12 +38,12 @@ type book struct {
 	stacks map[string]*vars.Stack // variables by host; registered results are added to them as the book runs
 }
 
-// mayChange reports whether a task of the books may change a host.
-func (p *program) mayChange() bool {
+// mayChange reports whether a task of the books that the job selects may change a host.
+func (p *program) mayChange(job *Job) bool {
 	for _, b := range p.books {
 		for _, play := range b.plays {
 			for _, t := range allTasks(play) {
-				if !t.isBlock() && t.spec.Meta == "" && !neverChanges(t) && !t.readsOnly() {
+				if !t.isBlock() && !slices.Contains(play.handlers, t) && job.selects(t.tags) && t.spec.Meta == "" && !neverChanges(t) && !t.readsOnly() {
 					return true
 				}
 			}

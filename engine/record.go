@@ -44,7 +44,7 @@ func Program(job Job) (books []journal.Book, hosts []string, err error) {
 func (p *program) describe(job *Job) []journal.Book {
 	var books []journal.Book
 	for i, b := range p.books {
-		book := journal.Book{Path: job.Books[i].Path, File: job.Books[i].File, Title: b.spec.Title, Owed: b.owed}
+		book := journal.Book{Path: job.Books[i].Path, File: job.Books[i].File, Title: b.spec.Title, Vars: varsDigest(b.spec), Owed: b.owed}
 		for _, play := range b.plays {
 			p := journal.Play{Name: play.title, Hosts: []string{}}
 			for _, h := range play.hosts {
@@ -90,25 +90,39 @@ func digestOf(v any) string {
 	return fmt.Sprintf("%x", sha256.Sum256(text))[:16]
 }
 
+// value is what is written in a book, as JSON may hold it.
+func value(v *spec.Value) any {
+	if v == nil {
+		return nil
+	}
+	return v.Any()
+}
+
+func entries(list []spec.Entry) (out []any) {
+	for _, e := range list {
+		out = append(out, e.Key, value(e.Value))
+	}
+	return out
+}
+
+// varsDigest tells two books apart whose tasks would be the same and might not do the same.
+func varsDigest(b *spec.Book) string {
+	all := []any{entries(b.Vars)}
+	for _, p := range b.Params {
+		all = append(all, p.Name, value(p.Default))
+	}
+	for _, p := range b.Plays {
+		all = append(all, entries(p.Vars), entries(p.Environment), value(p.Become), value(p.BecomeUser))
+	}
+	return digestOf(all)
+}
+
 // taskDigest tells two tasks apart that do not do the same; where they stand and what is said about them is no matter.
 func taskDigest(ts *spec.Task) string {
-	value := func(v *spec.Value) any {
-		if v == nil {
-			return nil
-		}
-		return v.Any()
-	}
 	values := func(list []*spec.Value) []any {
 		var out []any
 		for _, v := range list {
 			out = append(out, value(v))
-		}
-		return out
-	}
-	entries := func(list []spec.Entry) []any {
-		var out []any
-		for _, e := range list {
-			out = append(out, e.Key, value(e.Value))
 		}
 		return out
 	}
@@ -215,6 +229,17 @@ func (p *playRun) forgives(t *task) bool {
 	return t.rescued || t.ignoreErrors != nil || slices.Contains(p.play.handlers, t) && slices.ContainsFunc(allTasks(p.play), flushed)
 }
 
+// Answers reports whether an answer names a task, or an item of its loop, on that host or on all. It may stand there as it is shown.
+func Answers(answer, host, task, item string) bool {
+	here := journal.Answer(host, task, item)
+	for _, form := range []string{here, strings.TrimPrefix(here, host+"/")} {
+		if answer == form || answer == report.Clean(form) {
+			return true
+		}
+	}
+	return false
+}
+
 // answers reports whether a list of answers names what is done here: by the names that it has or had, on all hosts or this one, with its item or
 // without.
 func (p *playRun) answers(list []string, d *doing) bool {
@@ -227,8 +252,7 @@ func (p *playRun) answers(list []string, d *doing) bool {
 	}
 	for _, n := range names {
 		for _, item := range []string{"", n[1]} {
-			here := journal.Answer(d.Host, n[0], item)
-			if slices.Contains(list, here) || slices.Contains(list, strings.TrimPrefix(here, d.Host+"/")) {
+			if slices.ContainsFunc(list, func(answer string) bool { return Answers(answer, d.Host, n[0], item) }) {
 				return true
 			}
 		}

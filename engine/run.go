@@ -428,8 +428,8 @@ func (p *playRun) batch(ctx context.Context, hosts []*hostRun) {
 // them either, as it would come before the play when the run is resumed. It returns what to say of them.
 func (p *playRun) holdBack(later []*inventory.Host, why string) string {
 	hosts, _ := p.left(later)
-	if len(hosts) == 0 {
-		return ""
+	if len(hosts) == 0 || p.play.after {
+		return "" // who only looks does no harm
 	}
 	var spared []string
 	for _, h := range hosts {

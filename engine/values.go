@@ -146,7 +146,7 @@ func (p *playRun) encodeValues(end *journal.End, values map[string]any) error {
 	public, size := map[string]any{}, 0
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		one, err := json.Marshal(exactly(values[name]))
-		if err == nil && !holdsSecret(values[name]) && size+len(one) <= mostValues && p.job.Masker.Mask(string(one)) == string(one) {
+		if err == nil && !p.holdsSecret(values[name]) && size+len(one) <= mostValues && p.job.Masker.Mask(string(one)) == string(one) {
 			public[name], size = json.RawMessage(one), size+len(one)
 			continue
 		}
@@ -270,15 +270,17 @@ func asItWas(v any) any {
 }
 
 // holdsSecret reports whether a secret is anywhere in a value.
-func holdsSecret(v any) bool {
+func (p *playRun) holdsSecret(v any) bool {
 	switch v := v.(type) {
 	case secret.Secret:
 		return true
+	case string:
+		return p.job.Masker.Mask(v) != v // before it is written in another way, in which no mask would know it
 	case []any:
-		return slices.ContainsFunc(v, holdsSecret)
+		return slices.ContainsFunc(v, p.holdsSecret)
 	case map[string]any:
-		for _, one := range v {
-			if holdsSecret(one) {
+		for key, one := range v {
+			if p.holdsSecret(key) || p.holdsSecret(one) {
 				return true
 			}
 		}

@@ -22,7 +22,7 @@ func (f *jobFlags) program(job *engine.Job, past *resumed) (books []journal.Book
 		return nil, nil, debts, nil
 	}
 	var more []journal.Book
-	was := map[int]string{}
+	was := map[int]digests{}
 	if past == nil {
 		more = f.owedBooks(job.Debts, books, was)
 	} else {
@@ -57,8 +57,8 @@ func (f *jobFlags) program(job *engine.Job, past *resumed) (books []journal.Book
 			books[i].Settings = more[at].Settings
 			for n, digest := range was {
 				d := &job.Debts[n]
-				same := func(t journal.Task) bool { return t.Play == d.Play && t.Name == d.Name && t.Digest == digest }
-				if d.Book == b.Key() && !slices.ContainsFunc(b.Tasks, same) {
+				same := func(t journal.Task) bool { return t.Play == d.Play && t.Name == d.Name && t.Digest == digest.task }
+				if d.Book == b.Key() && (b.Vars != digest.vars || !slices.ContainsFunc(b.Tasks, same)) {
 					d.Why = "it was edited since"
 				}
 			}
@@ -67,9 +67,12 @@ func (f *jobFlags) program(job *engine.Job, past *resumed) (books []journal.Book
 	return books, hosts, debts, nil
 }
 
+// digests are those of a handler and of the variables of its book.
+type digests struct{ task, vars string }
+
 // owedBooks are the books, but for those that a run has itself, of which earlier runs owe handlers to its hosts, with the arguments of -e that they
 // had in the last of these runs. Debts of which the book cannot be had say why; was gets the digests that the handlers of others had.
-func (f *jobFlags) owedBooks(debts []journal.Debt, own []journal.Book, was map[int]string) (owed []journal.Book) {
+func (f *jobFlags) owedBooks(debts []journal.Debt, own []journal.Book, was map[int]digests) (owed []journal.Book) {
 	records := map[string][]journal.Record{}
 	for i := len(debts) - 1; i >= 0; i-- {
 		d := &debts[i]
@@ -95,7 +98,7 @@ func (f *jobFlags) owedBooks(debts []journal.Debt, own []journal.Book, was map[i
 		b := books[at]
 		for _, t := range b.Tasks {
 			if t.ID == d.Handler {
-				was[i] = t.Digest
+				was[i] = digests{t.Digest, b.Vars}
 			}
 		}
 		if slices.ContainsFunc(owed, is) {
@@ -148,8 +151,8 @@ func trusted(file string) error {
 		if err != nil {
 			return err
 		}
-		owner := info.Sys().(*syscall.Stat_t).Uid
-		if info.Mode().Perm()&0o002 != 0 || owner != 0 && int(owner) != os.Getuid() {
+		owner, mode := info.Sys().(*syscall.Stat_t), info.Mode().Perm()
+		if mode&0o002 != 0 || mode&0o020 != 0 && int(owner.Gid) != os.Getegid() || owner.Uid != 0 && int(owner.Uid) != os.Geteuid() {
 			return fmt.Errorf("others may have written %s", path)
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -51,6 +52,11 @@ func (f *jobFlags) record(cmd *cobra.Command, job *engine.Job, past *resumed) (*
 		past.settings(job)
 		err := takeUp(past.writer, journal.Resume{Rerun: past.rerun, MarkDone: past.markDone, Settings: past.given, Books: past.edited, Tasks: past.tasks,
 			Hosts: past.others})
+		for _, o := range past.gone {
+			text := fmt.Sprintf("the handler %q was notified on %s in an earlier part of the run and did not run; the runbook has no such handler any more, so it is owed no longer", o.Name, o.Host)
+			fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+report.Clean(text))
+			err = cmp.Or(err, past.writer.Append(journal.Record{Kind: journal.KindNote, Note: &journal.Note{Text: text}}))
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -199,7 +205,7 @@ func (r *record) goOn(questions []engine.Question) (title string, lines []string
 	case len(tasks) == 1:
 		return "To go on, by doing it once more or, if you find it done, by taking it for done", []string{line("--rerun"), line("--mark-done")}
 	case again != nil:
-		return "To go on, by doing again what was taken for done, for what it returns", []string{line("")}
+		return "To go on, by doing again what is done, for what it returns", []string{line("")}
 	case accept != nil:
 		return "To go on, if what differs is meant", []string{line("")}
 	}

@@ -27,7 +27,7 @@ type resumed struct {
 	edited          []journal.Book    // the books as they are now, where they are not what they were
 	tasks           map[string]string // and today's id of each of their tasks that was there before
 	others          []string          // the hosts as they are now, where they are others
-	own             []journal.Owed    // what the earlier parts of the run owe
+	own, gone       []journal.Owed    // what the earlier parts of the run owe, and what of it the books have not any more
 }
 
 func newResume() *cobra.Command {
@@ -218,7 +218,12 @@ func (r *resumed) fit(stateDir string, books []journal.Book, hosts []string) err
 			rec.End.Paid = paid[rec.N]
 		}
 	}
-	r.own = slices.DeleteFunc(r.own, func(o journal.Owed) bool { return today[o.Handler] == "" })
+	r.own = slices.DeleteFunc(r.own, func(o journal.Owed) bool {
+		if today[o.Handler] == "" {
+			r.gone = append(r.gone, o)
+		}
+		return today[o.Handler] == ""
+	})
 	for i := range r.own {
 		r.own[i].Handler = today[r.own[i].Handler]
 	}
@@ -305,6 +310,9 @@ func compare(old, now []journal.Book, open map[string][]string) (today map[strin
 			// It has no place in the call.
 			i = slices.IndexFunc(now, func(n journal.Book) bool { return n.Owed && n.Key() == b.Key() })
 		}
+		if b.Owed && i < 0 && !slices.ContainsFunc(b.Tasks, func(t journal.Task) bool { return len(open[t.ID]) > 0 }) {
+			continue // it cannot be had, or is not owed any more, and nothing of it was under way
+		}
 		if i < 0 || i >= len(now) || now[i].Owed != b.Owed {
 			differences = append(differences, fmt.Sprintf("%s is no longer among the runbooks", b.Path))
 			continue
@@ -321,6 +329,8 @@ func compare(old, now []journal.Book, open map[string][]string) (today map[strin
 				}
 				differences = append(differences, gone)
 				continue
+			case pair.old.Name != pair.now.Name:
+				differences = append(differences, fmt.Sprintf("%s: task %q is called %q now", b.Path, pair.old.Name, pair.now.Name))
 			case pair.old.Digest != pair.now.Digest:
 				differences = append(differences, fmt.Sprintf("%s: task %q is not what it was", b.Path, pair.now.Name))
 			}
@@ -352,21 +362,29 @@ func movedPlays(old, now []journal.Book) (differences []string) {
 // alike is a task on record and today's, one of them nil if the other is alone.
 type alike struct{ old, now *journal.Task }
 
-// align pairs the tasks of two versions of a book: those that are the same, in order, and between them those of the same name.
+// align pairs the tasks of two versions of a book: those that are the same, in order, and between them those of the same name, and then those that do
+// the same.
 func align(old, now []journal.Task) []alike {
 	same := func(a, b journal.Task) bool { return a.Name == b.Name && a.Digest == b.Digest }
 	longer := longest(len(old), len(now), func(i, j int) bool { return same(old[i], now[j]) })
 	var pairs []alike
 	var lost, found []*journal.Task
 	between := func() {
+		for _, like := range []func(o, n *journal.Task) bool{
+			func(o, n *journal.Task) bool { return n.Name == o.Name },
+			func(o, n *journal.Task) bool { return n.Digest == o.Digest }, // it was renamed
+		} {
+			lost = slices.DeleteFunc(lost, func(o *journal.Task) bool {
+				at := slices.IndexFunc(found, func(n *journal.Task) bool { return like(o, n) })
+				if at >= 0 {
+					pairs = append(pairs, alike{o, found[at]})
+					found = slices.Delete(found, at, at+1)
+				}
+				return at >= 0
+			})
+		}
 		for _, o := range lost {
-			at := slices.IndexFunc(found, func(n *journal.Task) bool { return n.Name == o.Name })
-			if at < 0 {
-				pairs = append(pairs, alike{old: o})
-				continue
-			}
-			pairs = append(pairs, alike{o, found[at]})
-			found = slices.Delete(found, at, at+1)
+			pairs = append(pairs, alike{old: o})
 		}
 		for _, n := range found {
 			pairs = append(pairs, alike{now: n})
@@ -450,8 +468,7 @@ func (r *resumed) unanswered() error {
 	meant := func(answer string) (all []doing) {
 		for _, d := range open {
 			for _, item := range []string{"", d.label} {
-				here := journal.Answer(d.host, d.name, item)
-				if answer == here || answer == strings.TrimPrefix(here, d.host+"/") {
+				if engine.Answers(answer, d.host, d.name, item) {
 					all = append(all, d)
 				}
 			}

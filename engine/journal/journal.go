@@ -85,6 +85,7 @@ type Book struct {
 	File   string `json:"file,omitempty"` // where it lies on the controller; "" for a shipped one
 	Title  string `json:"title"`
 	Digest string `json:"digest"`
+	Vars   string `json:"vars,omitempty"` // digest of its variables and defaults, and of what its plays set for all their tasks
 	Plays  []Play `json:"plays,omitempty"`
 	Tasks  []Task `json:"tasks"`
 	// Owed says that the run was not asked to run it, but came to run handlers that earlier runs of it owed, with these arguments of -e.

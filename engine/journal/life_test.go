@@ -690,3 +690,31 @@ func TestGivenUp(t *testing.T) {
 		t.Errorf("pruned: %v, %v", gone, err)
 	}
 }
+
+// TestOwedOld guards that what a run owes is known where an earlier version has resumed it with edited books, and did not say what became of its tasks.
+func TestOwedOld(t *testing.T) {
+	dir := t.TempDir() + "/state"
+	book := func(digest string) []Book {
+		return []Book{{Path: "a.yml", File: "/a.yml", Tasks: []Task{{ID: "1:1/1", Play: "p", Name: "Change", Digest: digest}, {ID: "1:1/handlers/1", Play: "p", Name: "restart", Digest: "h"}}}}
+	}
+	w, err := Create(dir, Run{Version: "v", Dir: "/", Args: []string{"run"}, User: "u", Controller: "c", Books: book("1"), Hosts: []string{"h"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := Key{Task: "1:1/1", Host: "h", Item: "0", Nth: 1}
+	for _, r := range []Record{
+		{Kind: KindBegin, Begin: &Begin{Key: key, Name: "Change", Digest: "d", Notify: []string{"1:1/handlers/1"}}},
+		{Kind: KindEnd, End: &End{Key: key, Name: "Change", Digest: "d", Status: "changed", Notified: []string{"1:1/handlers/1"}, Effect: true}},
+		{Kind: KindClose, Close: &Close{Status: Failed}},
+		{Kind: KindResume, Resume: &Resume{Version: "old", Books: book("2")}},
+	} {
+		if err := w.Commit(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = w.Close()
+	debts, err := Debts(dir, nil)
+	if err != nil || len(debts) != 1 {
+		t.Fatalf("debts %v, %v: want the handler restart", debts, err)
+	}
+}

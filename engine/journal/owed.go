@@ -146,19 +146,43 @@ func (w *Writer) Owed() ([]Owed, error) {
 	return owed, errors.Join(err, more, unread)
 }
 
-// Unpaid are those of some debts that no run has settled yet, as of now.
+// Unpaid are those of some debts that no run has settled yet, as of now, nor the one that owes them, which may have been resumed.
 func (w *Writer) Unpaid(debts []Debt) (left []Debt, err error) {
 	all, err := w.state.list()
 	if err != nil {
 		return nil, err
 	}
 	paid, err := w.state.paid(all)
+	errs := []error{err}
+	owes := map[string][]Debt{}
 	for _, d := range debts {
-		if d.N > paid[debtor{d.Run, d.Host, d.Handler}] {
+		if d.N <= paid[debtor{d.Run, d.Host, d.Handler}] {
+			continue
+		}
+		if _, read := owes[d.Run]; !read {
+			owes[d.Run] = nil
+			for _, info := range all {
+				if info.ID == d.Run && !info.Imported {
+					owes[d.Run], err = owing(info.Path)
+					errs = append(errs, err)
+				}
+			}
+		}
+		if slices.ContainsFunc(owes[d.Run], func(o Debt) bool { return o.Host == d.Host && o.Book == d.Book && o.Play == d.Play && o.Name == d.Name }) {
 			left = append(left, d)
 		}
 	}
-	return left, err
+	return left, errors.Join(errs...)
+}
+
+// PaidFor is up to which record of this run others have paid what it owed: the turn of a handler on a host. 0 is none.
+func (w *Writer) PaidFor(host, handler string) (int, error) {
+	all, err := w.state.list()
+	if err != nil {
+		return 0, err
+	}
+	paid, err := w.state.paid(all)
+	return paid[debtor{w.id, host, handler}], err
 }
 
 // Owes returns the handlers that a task notified, but for those that another run has run since.
@@ -213,10 +237,19 @@ func owing(path string) ([]Debt, error) {
 				return nil
 			}
 			// The books were edited: what is owed has another number from here on.
-			today, ids := map[string]name{}, r.Resume.Tasks
+			today, ids, named := map[string]name{}, r.Resume.Tasks, map[name]string{}
 			for _, b := range r.Resume.Books {
 				for _, t := range b.Tasks {
 					today[t.ID] = name{b.Key(), t.Play, t.Name}
+					named[today[t.ID]] = t.ID
+				}
+			}
+			if ids == nil { // as earlier versions wrote it
+				ids = map[string]string{}
+				for id, n := range names {
+					if now, there := named[n]; there {
+						ids[id] = now
+					}
 				}
 			}
 			still := map[handler]int{}
