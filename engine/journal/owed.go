@@ -5,9 +5,12 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"slices"
+	"strings"
 )
 
 // Debt is a handler that a run owes.
@@ -138,51 +141,85 @@ func (w *Writer) Owed() ([]Owed, error) {
 	if len(debts) == 0 {
 		return nil, errors.Join(err, more)
 	}
-	left, unread := w.Unpaid(debts)
+	w.reading.Lock()
+	defer w.reading.Unlock()
+	now, unread := w.now()
 	var owed []Owed
-	for _, d := range left {
-		owed = append(owed, d.Owed)
+	for _, d := range debts {
+		if d.N > now.paid[debtor{d.Run, d.Host, d.Handler}] {
+			owed = append(owed, d.Owed)
+		}
 	}
 	return owed, errors.Join(err, more, unread)
 }
 
 // Unpaid are those of some debts that no run has settled yet, as of now, nor the one that owes them, which may have been resumed.
 func (w *Writer) Unpaid(debts []Debt) (left []Debt, err error) {
-	all, err := w.state.list()
+	w.reading.Lock()
+	defer w.reading.Unlock()
+	now, err := w.now()
 	if err != nil {
 		return nil, err
 	}
-	paid, err := w.state.paid(all)
-	errs := []error{err}
-	owes := map[string][]Debt{}
 	for _, d := range debts {
-		if d.N <= paid[debtor{d.Run, d.Host, d.Handler}] {
+		if d.N <= now.paid[debtor{d.Run, d.Host, d.Handler}] {
 			continue
 		}
-		if _, read := owes[d.Run]; !read {
-			owes[d.Run] = nil
-			for _, info := range all {
-				if info.ID == d.Run && !info.Imported {
-					owes[d.Run], err = owing(info.Path)
-					errs = append(errs, err)
-				}
+		if _, read := now.owes[d.Run]; !read {
+			if now.owes[d.Run], err = owing(w.state.path(d.Run)); err != nil {
+				return nil, err
 			}
 		}
-		if slices.ContainsFunc(owes[d.Run], func(o Debt) bool { return o.Host == d.Host && o.Book == d.Book && o.Play == d.Play && o.Name == d.Name }) {
+		if slices.ContainsFunc(now.owes[d.Run], func(o Debt) bool { return o.Host == d.Host && o.Book == d.Book && o.Play == d.Play && o.Name == d.Name }) {
 			left = append(left, d)
 		}
 	}
-	return left, errors.Join(errs...)
+	return left, nil
 }
 
 // PaidFor is up to which record of this run others have paid what it owed: the turn of a handler on a host. 0 is none.
 func (w *Writer) PaidFor(host, handler string) (int, error) {
-	all, err := w.state.list()
+	w.reading.Lock()
+	defer w.reading.Unlock()
+	now, err := w.now()
 	if err != nil {
 		return 0, err
 	}
-	paid, err := w.state.paid(all)
-	return paid[debtor{w.id, host, handler}], err
+	return now.paid[debtor{w.id, host, handler}], nil
+}
+
+// others is what the records of other runs say of debts. They are many and seldom grow while a run goes.
+type others struct {
+	sizes string // of their files
+	paid  map[debtor]int
+	owes  map[string][]Debt // by run, as far as somebody has asked
+}
+
+// now is what the records of other runs say now, read again if one of them has grown; with an error, what can be read of it. Who calls it holds reading.
+func (w *Writer) now() (*others, error) {
+	all, err := ids(w.state.runs())
+	if err != nil {
+		return &others{}, err
+	}
+	var sizes strings.Builder
+	for _, id := range all {
+		if info, err := os.Stat(w.state.path(id)); err == nil && id != w.id {
+			fmt.Fprintln(&sizes, id, info.Size())
+		}
+	}
+	if w.others != nil && w.others.sizes == sizes.String() {
+		return w.others, nil
+	}
+	runs, err := w.state.list()
+	if err != nil {
+		return &others{}, err
+	}
+	paid, err := w.state.paid(runs)
+	now := &others{sizes.String(), paid, map[string][]Debt{}}
+	if err == nil {
+		w.others = now
+	}
+	return now, err
 }
 
 // Owes returns the handlers that a task notified, but for those that another run has run since.

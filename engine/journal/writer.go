@@ -34,6 +34,9 @@ type Writer struct {
 	closed   bool
 	closeErr error
 
+	reading sync.Mutex
+	others  *others // guarded by reading
+
 	sealing sync.Mutex
 	key     []byte // nil: not read yet
 }
