@@ -84,7 +84,7 @@ func newMemo(past []journal.Record) *memo {
 			case stands(r.End):
 				m.ends[r.End.Key], m.at[r.End] = r.End, r.N
 				delete(m.half, r.End.Key)
-			case r.End.Effect:
+			case r.End.Effect && begin != nil:
 				m.half[r.End.Key] = begin
 			}
 			if r.End.Turn {

@@ -21,12 +21,11 @@ func (f *jobFlags) program(job *engine.Job, past *resumed) (books []journal.Book
 	if job.Debts, debts = journal.Debts(f.stateDir, hosts); debts != nil && !job.Check {
 		return nil, nil, debts, nil
 	}
-	var more []journal.Book
 	was := map[int]digests{}
-	if past == nil {
-		more = f.owedBooks(job.Debts, books, was)
-	} else {
+	more := f.owedBooks(job.Debts, books, was)
+	if past != nil {
 		// A resumed run has those that it had: what has come to be owed since, the next one sees to.
+		more = nil
 		for _, b := range lastBooks(past.records) {
 			if b.Owed {
 				more = append(more, b)
@@ -96,11 +95,12 @@ func (f *jobFlags) owedBooks(debts []journal.Debt, own []journal.Book, was map[i
 			continue
 		}
 		b := books[at]
-		for _, t := range b.Tasks {
-			if t.ID == d.Handler {
-				was[i] = digests{t.Digest, b.Vars}
-			}
+		handler := slices.IndexFunc(b.Tasks, func(t journal.Task) bool { return t.ID == d.Handler })
+		if handler < 0 {
+			d.Why = "it is not on record what it does"
+			continue
 		}
+		was[i] = digests{b.Tasks[handler].Digest, b.Vars}
 		if slices.ContainsFunc(owed, is) {
 			continue
 		}
