@@ -31,6 +31,7 @@ type memo struct {
 	doubtful map[string]bool
 	turned   map[turn]int // where it says that a handler has had its turn, last
 	items    map[itemOf][]journal.Key
+	jobs     map[*journal.End]string // of the long step that it ended, which may be on the host still
 }
 
 // itemOf is an item of one doing of a task on a host: by its label, or by the digest of its arguments.
@@ -60,7 +61,7 @@ func (m *memo) behind(task, host string, why notice) int {
 }
 
 func newMemo(past []journal.Record) *memo {
-	m := &memo{ends: map[journal.Key]*journal.End{}, taken: map[*journal.End]bool{}, half: map[journal.Key]*journal.Begin{}, at: map[*journal.End]int{}, from: map[*journal.Begin]int{}, begun: map[journal.Key]*journal.Begin{}, facts: map[string]*journal.Facts{}, boots: map[string]string{}, machines: map[string]string{}, doubtful: map[string]bool{}, turned: map[turn]int{}, items: map[itemOf][]journal.Key{}}
+	m := &memo{ends: map[journal.Key]*journal.End{}, taken: map[*journal.End]bool{}, half: map[journal.Key]*journal.Begin{}, at: map[*journal.End]int{}, from: map[*journal.Begin]int{}, begun: map[journal.Key]*journal.Begin{}, facts: map[string]*journal.Facts{}, boots: map[string]string{}, machines: map[string]string{}, doubtful: map[string]bool{}, turned: map[turn]int{}, items: map[itemOf][]journal.Key{}, jobs: map[*journal.End]string{}}
 	rests := based(past)
 	for _, r := range past {
 		switch {
@@ -83,6 +84,9 @@ func newMemo(past []journal.Record) *memo {
 			switch {
 			case stands(r.End):
 				m.ends[r.End.Key], m.at[r.End] = r.End, r.N
+				if begin != nil && begin.Job != "" {
+					m.jobs[r.End] = begin.Job
+				}
 				delete(m.half, r.End.Key)
 			case r.End.Effect && begin != nil:
 				m.half[r.End.Key] = begin

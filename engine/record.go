@@ -162,6 +162,12 @@ func (p *playRun) past(ctx context.Context, d *doing, t *task, target *hostRun, 
 	if out, err = restored(t, end); err != nil {
 		return nil, false, p.unrecorded(err)
 	}
+	if job := p.memo.jobs[end]; job != "" {
+		if conn, err := p.connect(target); err == nil { // the run may have died before it could
+			d.forget = (&module.Host{Name: target.host.Name, Conn: conn, User: user, JobID: job}).ForgetLong
+			d.forgetJob()
+		}
+	}
 	forgiven := out.result.Status == report.Failed || out.result.Status == report.Unreachable
 	switch {
 	case (end.Unseen || end.Withheld) && p.answers(p.job.Rerun, d) && !p.memo.doubtful[journal.Answer(d.Host, end.Name, "")]:

@@ -449,7 +449,11 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 			return *past // of what the host lost when it started anew it is nothing
 		}
 	}
-	if d.halfway != nil && !d.collect {
+	// What a job has done and put down as done is not put down once more.
+	if done := len(plan.Changes) == 0 && plan.Unknown == "" && !plan.Idle; d.halfway != nil && (!d.collect || done) {
+		if done && host.JobID != "" {
+			d.forget = host.ForgetLong
+		}
 		out, done := p.halfway(d, t, plan)
 		if done {
 			return out
