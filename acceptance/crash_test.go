@@ -3,6 +3,7 @@ package acceptance
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,7 +43,12 @@ plays:
       - name: bare
         command: {shell: 'echo {{ number.stdout }} >>{{ root }}/once'}
         register: bare
+      - name: long
+        detach: true
+        command: {shell: 'echo long >>{{ root }}/once'}
+        register: long
       - name: last
+        when: long.changed
         line: {path: '{{ root }}/d/a', line: 'number {{ number.stdout }} {{ bare.rc }}'}
     handlers:
       - name: restart
@@ -75,6 +81,7 @@ func TestCrashPoints(t *testing.T) {
 				if got := c.tree(t); got != want {
 					t.Errorf("killed at moment %d of %d, %s, and resumed, it left\n%s\nwant\n%s\nrecord:\n%s", n, len(moments), what, got, want, c.records(t))
 				}
+				c.noJobs(t)
 				mu.Lock()
 				defer mu.Unlock()
 				kinds[what]++
@@ -166,6 +173,23 @@ func (c *crash) resume(t *testing.T) (asked int) {
 	}
 }
 
+// noJobs guards that no job of the run is left on the host.
+func (c *crash) noJobs(t *testing.T) {
+	t.Helper()
+	jobs := "/var/lib/runbook/jobs"
+	if os.Geteuid() != 0 {
+		jobs = filepath.Join(os.Getenv("HOME"), ".local/state/runbook/jobs")
+	}
+	for _, r := range parsed(t, c.state) {
+		if r.Begin == nil || r.Begin.Job == "" {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(jobs, r.Begin.Job)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the job of %q is left on the host (%v)", r.Begin.Name, err)
+		}
+	}
+}
+
 // did is what a person would find.
 func (c *crash) did(t *testing.T, task string) bool {
 	t.Helper()
@@ -174,6 +198,8 @@ func (c *crash) did(t *testing.T, task string) bool {
 	switch task {
 	case "bare":
 		return strings.Contains(string(once), "made\n")
+	case "long":
+		return strings.Contains(string(once), "long\n")
 	case "restart":
 		return strings.Contains(string(log), "restarted\n")
 	}

@@ -139,8 +139,8 @@ func (p *playRun) taskID(t *task) string {
 
 func recordID(book int, t *task) string { return fmt.Sprintf("%d:%s", book+1, t.id) }
 
-// past is the outcome on record, if it can be had from there. again says that the host has started anew since, so that Check has to find whether
-// it still stands.
+// past is the outcome on record, if it can be had from there. again says that Check has to look: whether it still stands, as the host has started anew
+// since, or what of its values is not on record.
 func (p *playRun) past(ctx context.Context, d *doing, t *task, target *hostRun, user string, args map[string]any, late, environment map[string]string) (out *outcome, again bool, stop *outcome) {
 	if d.Nth == 0 || p.job.Check {
 		return nil, false, nil
@@ -162,8 +162,8 @@ func (p *playRun) past(ctx context.Context, d *doing, t *task, target *hostRun, 
 	if out, err = restored(t, end); err != nil {
 		return nil, false, p.unrecorded(err)
 	}
-	if job := p.memo.jobs[end]; job != "" {
-		if conn, err := p.connect(target); err == nil { // the run may have died before it could
+	if job := p.memo.jobs[end]; job != "" { // the run may have died before it could remove it
+		if conn, err := p.connect(target); err == nil {
 			d.forget = (&module.Host{Name: target.host.Name, Conn: conn, User: user, JobID: job}).ForgetLong
 			d.forgetJob()
 		}

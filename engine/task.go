@@ -449,11 +449,7 @@ func (p *playRun) perform(ctx context.Context, t *task, h *hostRun, env *vars.St
 			return *past // of what the host lost when it started anew it is nothing
 		}
 	}
-	// What a job has done and put down as done is not put down once more.
-	if done := len(plan.Changes) == 0 && plan.Unknown == "" && !plan.Idle; d.halfway != nil && (!d.collect || done) {
-		if done && host.JobID != "" {
-			d.forget = host.ForgetLong
-		}
+	if d.halfway != nil && !d.collect {
 		out, done := p.halfway(d, t, plan)
 		if done {
 			return out

@@ -205,7 +205,20 @@ func TestMySQLLinkLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	host = cutOff(t, replica.host, makeModule(t, "mysql_import", args), plan, replica.dir+"/runs")
+	// The controller that goes on dies in its turn, between the mark that the import is complete and its own record.
+	if err := os.WriteFile(replica.dir+"/open", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	dies := *host
+	dies.KeepJob = true
+	if _, err := makeModule(t, "mysql_import", args).Apply(t.Context(), &dies, plan); err != nil {
+		t.Fatal(err)
+	}
+	replica.sql("UPDATE runbook.imports SET finished = '2001-02-03 04:05:06'")
 	values = goOn(t, host, "mysql_import", args, replica.dir+"/open")
+	if finished, _ := values["finished"].(string); !strings.HasPrefix(finished, "2001-02-03") {
+		t.Errorf("the import is finished a second time: %v", values)
+	}
 	once(t, replica.dir+"/runs")
 	if values["tables"] != 1 || replica.value("SELECT COUNT(*) FROM voms_lab.usr") != 2 {
 		t.Errorf("the import: %v", values)

@@ -407,13 +407,19 @@ func (m *mysqlImport) Apply(ctx context.Context, host *module.Host, _ module.Pla
 	if diff := compareTables(facts.Tables, tables, "the dump's tables", "the databases"); diff != "" {
 		return nil, fmt.Errorf("the import went through, but %s", diff)
 	}
-	places, args := mysqlPlaces(m.Databases)
-	if err := s.exec(ctx, "UPDATE "+importsTable+" SET state = '"+imported+"', finished = NOW() WHERE name IN ("+places+")", args...); err != nil {
-		return nil, err
-	}
 	marks, err := s.importMarks(ctx, m.Databases)
 	if err != nil {
 		return nil, err
+	}
+	// Who began it may have come as far as this before it was cut off, and what is finished is so once.
+	if slices.ContainsFunc(m.Databases, func(name string) bool { return marks[name].state != imported }) {
+		places, args := mysqlPlaces(m.Databases)
+		if err := s.exec(ctx, "UPDATE "+importsTable+" SET state = '"+imported+"', finished = NOW() WHERE name IN ("+places+")", args...); err != nil {
+			return nil, err
+		}
+		if marks, err = s.importMarks(ctx, m.Databases); err != nil {
+			return nil, err
+		}
 	}
 	return m.values(marks[m.Databases[0]], marks), nil
 }
