@@ -168,7 +168,8 @@ func (p *playRun) hadTurn(t *task, h *hostRun) {
 	}
 }
 
-// paidMeanwhile is the outcome of a handler that runs for earlier runs, or parts of this one, alone, if another run has run it while this one came to have the host's lock.
+// paidMeanwhile is the outcome of a handler that runs for earlier runs alone, or earlier parts of this one, if another run has run it while this one came
+// to have the host's lock.
 func (p *playRun) paidMeanwhile(t *task, h *hostRun) *outcome {
 	h.mu.Lock()
 	debts, why := h.debts[t], h.turn[t]

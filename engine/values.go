@@ -17,6 +17,25 @@ import (
 	"runbook/engine/vars"
 )
 
+// leaves is a value with f of all that is no list or map in it.
+func leaves(v any, f func(any) any) any {
+	switch v := v.(type) {
+	case []any:
+		list := make([]any, len(v))
+		for i := range v {
+			list[i] = leaves(v[i], f)
+		}
+		return list
+	case map[string]any:
+		m := make(map[string]any, len(v))
+		for k := range v {
+			m[k] = leaves(v[k], f)
+		}
+		return m
+	}
+	return f(v)
+}
+
 // public is arguments as a digest may know them: of a secret whether it is the same.
 func (p *playRun) public(args map[string]any) (out map[string]any, err error) {
 	seal := func(shown, text string) any {
@@ -26,8 +45,7 @@ func (p *playRun) public(args map[string]any) (out map[string]any, err error) {
 		}
 		return []string{shown, sealed}
 	}
-	var known func(v any) any
-	known = func(v any) any {
+	known := leaves(args, func(v any) any {
 		switch v := v.(type) {
 		case module.Template:
 			if v.Secret {
@@ -35,26 +53,10 @@ func (p *playRun) public(args map[string]any) (out map[string]any, err error) {
 			}
 		case secret.Secret:
 			return seal(v.Shown(), v.Reveal())
-		case []any:
-			list := make([]any, len(v))
-			for i, one := range v {
-				list[i] = known(one)
-			}
-			return list
-		case map[string]any:
-			m := map[string]any{}
-			for k, one := range v {
-				m[k] = known(one)
-			}
-			return m
 		}
 		return v
-	}
-	out = map[string]any{}
-	for name, v := range args {
-		out[name] = known(v)
-	}
-	return out, err
+	})
+	return known.(map[string]any), err
 }
 
 // onRecord is what the record has of the values of a task; the others are unknown.
@@ -82,7 +84,7 @@ func (p *playRun) lookedUp(past *outcome, d *doing, plan module.Plan) {
 			continue
 		}
 		// What rests upon it would not fit another one.
-		if seal, err := p.sealed(v); err == nil && seal == d.restore.Seals[name] {
+		if seal, err := p.sealed(v); err == nil && seal != "" && seal == d.restore.Seals[name] {
 			values[name] = v
 		}
 	}
@@ -166,34 +168,19 @@ func (p *playRun) encodeValues(end *journal.End, values map[string]any) error {
 	return nil
 }
 
-// sealed tells whether a value with secrets is the same as another, and no more.
+// sealed tells whether a value with secrets is the same as another, and no more; "" if that cannot be told.
 func (p *playRun) sealed(v any) (string, error) {
-	text, err := json.Marshal(exactly(revealed(v)))
+	clear := leaves(v, func(v any) any {
+		if s, is := v.(secret.Secret); is {
+			return s.Reveal()
+		}
+		return v
+	})
+	text, err := json.Marshal(exactly(clear))
 	if err != nil {
-		return "", err
+		return "", nil // JSON cannot hold it, so it is not compared
 	}
 	return p.job.Journal.Seal(string(text))
-}
-
-// revealed is a value with its secrets in clear.
-func revealed(v any) any {
-	switch v := v.(type) {
-	case secret.Secret:
-		return v.Reveal()
-	case []any:
-		list := make([]any, len(v))
-		for i := range v {
-			list[i] = revealed(v[i])
-		}
-		return list
-	case map[string]any:
-		m := make(map[string]any, len(v))
-		for k := range v {
-			m[k] = revealed(v[k])
-		}
-		return m
-	}
-	return v
 }
 
 // bytesKey is the one key of the map that stands for a string which is no text.
@@ -201,29 +188,19 @@ const bytesKey = "$bytes"
 
 // exactly is a value in a form that JSON gives back as it was: strings that are no text, and whole numbers that are floats.
 func exactly(v any) any {
-	switch v := v.(type) {
-	case string:
-		if !utf8.ValidString(v) || strings.Contains(v, "\x00") {
-			return map[string]any{bytesKey: base64.StdEncoding.EncodeToString([]byte(v))}
+	return leaves(v, func(v any) any {
+		switch v := v.(type) {
+		case string:
+			if !utf8.ValidString(v) || strings.Contains(v, "\x00") {
+				return map[string]any{bytesKey: base64.StdEncoding.EncodeToString([]byte(v))}
+			}
+		case float64:
+			if v == math.Trunc(v) && math.Abs(v) < 1e15 {
+				return json.Number(strconv.FormatFloat(v, 'f', 1, 64))
+			}
 		}
-	case float64:
-		if v == math.Trunc(v) && math.Abs(v) < 1e15 {
-			return json.Number(strconv.FormatFloat(v, 'f', 1, 64))
-		}
-	case []any:
-		list := make([]any, len(v))
-		for i := range v {
-			list[i] = exactly(v[i])
-		}
-		return list
-	case map[string]any:
-		m := make(map[string]any, len(v))
-		for k := range v {
-			m[k] = exactly(v[k])
-		}
-		return m
-	}
-	return v
+		return v
+	})
 }
 
 // decodeValues reads registered values.
